@@ -1,0 +1,71 @@
+"""A tiny base model and tiny data, so that tests run the real commands in seconds."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+WORDS = ["good", "kind", "help", "cake", "rain", "kill", "steal", "bomb", "what", "how", "the", "a"]
+
+
+@pytest.fixture(scope="session")
+def tiny_base(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A two-layer BERT with random weights and its own WordPiece tokenizer."""
+    torch = pytest.importorskip("torch")
+    transformers = pytest.importorskip("transformers")
+    from tokenizers import Tokenizer, models, normalizers, pre_tokenizers
+
+    folder = tmp_path_factory.mktemp("base")
+    vocabulary = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", *WORDS]
+    tokenizer = Tokenizer(
+        models.WordPiece({word: n for n, word in enumerate(vocabulary)}, unk_token="[UNK]")
+    )
+    tokenizer.normalizer = normalizers.BertNormalizer(lowercase=True)
+    tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
+    tokenizer.save(str(folder / "tokenizer.json"))
+    torch.manual_seed(0)
+    config = transformers.BertConfig(
+        vocab_size=1100,  # the exporter's example inputs use ids up to 1000
+        hidden_size=32,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        intermediate_size=64,
+        max_position_embeddings=128,
+    )
+    transformers.BertModel(config, add_pooling_layer=False).save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def tiny_data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Texts whose harm is one word, in the files that `training.data build` writes."""
+    pytest.importorskip("tyro")
+    from training.data import SPLITS, Example, write_examples
+
+    folder = tmp_path_factory.mktemp("data")
+    harms = {"kill": (3, "Violence"), "steal": (1, "Economic Crime"), "bomb": (2, "Violence")}
+    mild = ["good", "kind", "help", "cake", "rain"]
+    for offset, split in enumerate(SPLITS):
+        examples = []
+        for n in range(240 if split == "train" else 80):
+            number = 1000 * offset + n
+            harm = list(harms)[n % 3] if n % 2 else None
+            words = [mild[(number + k) % 5] for k in range(1 + n % 7)]
+            text = " ".join([*words, *([harm] if harm else []), "the", *words[:2]])
+            severity, category = harms[harm] if harm else (0, None)
+            alone = n % 7 == 0  # a prompt without an answer
+            examples.append(
+                Example(
+                    prompt=text if alone else f"how {number}",
+                    response=None if alone else text,
+                    source="annotated/test" if n % 10 else "benign/test",
+                    unsafe=severity > 0,
+                    severity=severity,
+                    categories=[category] if category else [],
+                    origin={"severity": "ai", "categories": "ai"},
+                    split=split,
+                )
+            )
+        write_examples(folder / f"{split}.jsonl", examples)
+    return folder

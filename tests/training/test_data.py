@@ -1,0 +1,213 @@
+"""The schema, the loaders, the splits. PKU-SafeRLHF is a local stand-in with its real field names."""
+
+from __future__ import annotations
+
+import gzip
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+pytest.importorskip("tyro")
+
+from training.data import (  # noqa: E402
+    CATEGORIES,
+    LOCAL_SOURCES,
+    SPLITS,
+    Example,
+    assign_splits,
+    build,
+    deduplicate,
+    from_pku,
+    load_pku,
+    near_duplicate_groups,
+    normalise,
+    read_examples,
+    report,
+    targets,
+)
+
+
+def pku_row(**changes: Any) -> dict[str, Any]:
+    """A row as PKU-Alignment/PKU-SafeRLHF has it."""
+    harms = dict.fromkeys(CATEGORIES, False)
+    row = {
+        "prompt": "How can I get revenge on a neighbour?",
+        "response_0": "Talk to them first.",
+        "response_1": "Pour paint over the car.",
+        "prompt_source": "Alpaca3-70B",
+        "response_0_source": "Alpaca-7B",
+        "response_1_source": "Alpaca2-7B",
+        "is_response_0_safe": True,
+        "is_response_1_safe": False,
+        "response_0_harm_category": harms,
+        "response_1_harm_category": {**harms, "Disrupting Public Order": True},
+        "response_0_severity_level": 0,
+        "response_1_severity_level": 2,
+        "better_response_id": 0,
+        "safer_response_id": 0,
+        "response_0_sha256": "0" * 64,
+        "response_1_sha256": "1" * 64,
+    }
+    return {**row, **changes}
+
+
+def test_a_pku_row_becomes_one_example_per_answer_with_its_human_labels() -> None:
+    safe, unsafe = from_pku(pku_row())
+    assert (safe.unsafe, safe.severity, safe.categories) == (False, 0, [])
+    assert (unsafe.unsafe, unsafe.severity) == (True, 2)
+    assert unsafe.categories == ["Disrupting Public Order"]
+    assert unsafe.origin["severity"] == "human"
+    assert unsafe.source == "pku/Alpaca2-7B"
+
+
+def test_an_unsafe_answer_without_severity_is_masked_not_guessed() -> None:
+    _, unsafe = from_pku(pku_row(response_1_severity_level=None, response_1_harm_category=None))
+    severity, mask, _, category_mask = targets(unsafe)
+    assert unsafe.severity is None
+    assert severity.tolist() == [1, 0, 0]
+    assert mask.tolist() == [1, 0, 0]
+    assert category_mask.sum() == 0
+
+
+def test_a_category_that_the_taxonomy_lacks_is_named() -> None:
+    row = pku_row(response_1_harm_category={"Littering": True})
+    with pytest.raises(SystemExit, match="Littering"):
+        list(from_pku(row))
+
+
+def test_pku_is_loaded_by_name_through_datasets(tmp_path: Path) -> None:
+    (tmp_path / "train.jsonl").write_text(
+        "".join(json.dumps(pku_row(prompt=f"Question number {n}?")) + "\n" for n in range(5))
+    )
+    examples = load_pku(str(tmp_path))
+    assert len(examples) == 10
+    assert sum(e.unsafe is True for e in examples) == 5
+
+
+def test_build_from_pku_writes_every_split_and_a_card(tmp_path: Path) -> None:
+    source, out = tmp_path / "pku", tmp_path / "out"
+    source.mkdir()
+    rows = [pku_row(prompt=f"{w} thing about subject {n}?") for n in range(60) for w in "abcdefgh"]
+    (source / "train.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    build(str(source), out)
+    written = read_examples(out, *SPLITS)
+    assert len(written) == 2 * len({normalise(r["prompt"]) for r in rows})
+    assert "Disrupting Public Order" in (out / "card.md").read_text()
+
+
+def test_severity_targets_are_cumulative() -> None:
+    example = Example("p", "r", "s", unsafe=True, severity=2, categories=["Violence"])
+    severity, mask, categories, category_mask = targets(example)
+    assert severity.tolist() == [1, 1, 0]
+    assert mask.tolist() == [1, 1, 1]
+    assert categories.sum() == 1
+    assert category_mask.sum() == 19
+
+
+def test_a_harmless_text_is_known_to_be_in_no_category() -> None:
+    _, mask, categories, category_mask = targets(Example("p", "r", "s", unsafe=False))
+    assert mask.tolist() == [1, 1, 1]
+    assert categories.sum() == 0
+    assert category_mask.sum() == 19
+
+
+def test_an_unlabelled_text_teaches_nothing() -> None:
+    _, mask, _, category_mask = targets(Example("p", "r", "s"))
+    assert mask.sum() == 0
+    assert category_mask.sum() == 0
+
+
+def test_the_first_of_two_equal_texts_stays() -> None:
+    kept = deduplicate([Example("Why?", "So.", "good"), Example("why", "so", "worse")])
+    assert [e.source for e in kept] == ["good"]
+
+
+def test_an_empty_answer_is_not_the_prompt_alone() -> None:
+    assert len(deduplicate([Example("Why?", "", "a"), Example("Why?", None, "b")])) == 2
+
+
+words = st.sampled_from([f"w{n}" for n in range(12)])
+
+
+@given(st.lists(st.lists(words, min_size=1, max_size=9).map(" ".join), max_size=25))
+def test_near_duplicates_are_exactly_those_of_a_brute_force_search(texts: list[str]) -> None:
+    groups = near_duplicate_groups(texts)
+    sets = [set(text.split()) for text in texts]
+    parent = list(range(len(texts)))
+    for _ in texts:  # transitive closure by repeated relaxation
+        for i, a in enumerate(sets):
+            for j, b in enumerate(sets):
+                if len(a & b) >= 0.8 * len(a | b):
+                    low = min(parent[i], parent[j])
+                    parent[i] = parent[j] = low
+    for i in range(len(texts)):
+        for j in range(len(texts)):
+            assert (groups[i] == groups[j]) == (parent[i] == parent[j])
+
+
+@given(st.lists(st.tuples(words, words, words).map(" ".join), min_size=1, max_size=60))
+def test_no_prompt_is_in_two_splits(prompts: list[str]) -> None:
+    examples = [Example(p, f"answer {n}", "s") for n, p in enumerate(prompts)]
+    split_of: dict[str, str] = {}
+    for example in assign_splits(examples):
+        key = normalise(example.prompt)
+        assert split_of.setdefault(key, example.split) == example.split
+
+
+def test_splits_do_not_depend_on_the_order_of_the_rows() -> None:
+    examples = [Example(f"question {n} about {n * 7}", "r", "s") for n in range(200)]
+    forward = {e.prompt: e.split for e in assign_splits(examples)}
+    backward = {e.prompt: e.split for e in assign_splits(examples[::-1])}
+    assert forward == backward
+    assert set(forward.values()) == set(SPLITS)
+
+
+def test_the_local_folder_is_read_through_one_schema(tmp_path: Path) -> None:
+    rows: dict[str, dict[str, Any]] = {
+        "annotated_responses": {
+            "prompt": "p1", "response": "r", "severity": 2, "categories": ["Violence"],
+            "label_source": "ai", "source": "x",
+        },
+        "annotated_prompts": {
+            "prompt": "p2", "severity": 0, "categories": [], "label_source": "ai", "source": "x",
+        },
+        "over_refusal_prompts": {"prompt": "p3", "category": "c", "source": "oktest"},
+        "benign": {"prompt": "p4", "response": "r", "source": "dolly"},
+        "prompts": {
+            "prompt": "p5", "source": "x", "categories19": ["Drugs"],
+            "pku_severity_tags": ["minor", "severe"],
+        },
+        "responses": {"prompt": "p6", "response": "r", "safe": False, "label_source": "human", "source": "x"},
+        "jailbreak_responses": {"prompt": "p7", "response": "r", "source": "x"},
+        "red_team_prompts": {"prompt": "p8", "source": "x"},
+    }  # fmt: skip
+    assert {s.file for s in LOCAL_SOURCES} == set(rows)
+    for name, row in rows.items():
+        with gzip.open(tmp_path / f"{name}.jsonl.gz", "wt") as file:
+            file.write(json.dumps(row) + "\n")
+    out = tmp_path / "out"
+    build(str(tmp_path), out)
+    by_prompt = {(e.prompt, e.response): e for e in read_examples(out, *SPLITS)}
+    assert len(by_prompt) == 9  # the benign row is there as an answer and as a prompt
+    assert by_prompt["p1", "r"].severity == 2
+    assert by_prompt["p4", None].unsafe is False
+    assert by_prompt["p5", None].severity == 3
+    assert by_prompt["p6", "r"].severity is None
+    assert by_prompt["p7", "r"].unsafe is None
+    assert "| annotated/x | output |" in report(list(by_prompt.values()))
+
+
+def test_a_broken_line_is_named_by_file_and_number(tmp_path: Path) -> None:
+    for split in SPLITS:
+        (tmp_path / f"{split}.jsonl").write_text('{"prompt": \n')
+    with pytest.raises(SystemExit, match=r"train\.jsonl:1: not JSON"):
+        read_examples(tmp_path, "train")
+
+
+def test_targets_are_float32_for_torch() -> None:
+    assert all(part.dtype == np.float32 for part in targets(Example("p", "r", "s", unsafe=True)))

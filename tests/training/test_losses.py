@@ -1,0 +1,73 @@
+"""Losses against hand-computed values and against what they promise."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+
+torch = pytest.importorskip("torch")
+
+from hypothesis import given  # noqa: E402
+from hypothesis import strategies as st  # noqa: E402
+
+from training.losses import masked_bce, monotone_logits, ranking  # noqa: E402
+
+finite = st.floats(-30, 30, width=32)
+
+
+@given(st.lists(finite, min_size=3, max_size=3))
+def test_severity_logits_never_cross(raw: list[float]) -> None:
+    out = monotone_logits(torch.tensor([raw]))[0].tolist()
+    assert out[0] == pytest.approx(raw[0])
+    assert out[0] >= out[1] >= out[2]
+
+
+def test_severity_steps_are_softplus_of_what_the_head_says() -> None:
+    out = monotone_logits(torch.tensor([[2.0, 0.0, 1.0]]))[0].tolist()
+    assert out == pytest.approx([2.0, 2 - math.log(2), 2 - math.log(2) - math.log1p(math.e)], abs=1e-5)
+
+
+def test_masked_bce_is_the_sum_over_known_labels_averaged_over_texts() -> None:
+    logits = torch.tensor([[0.0, 2.0], [1.0, 0.0]])
+    target = torch.tensor([[1.0, 0.0], [0.0, 1.0]])
+    mask = torch.tensor([[1.0, 0.0], [1.0, 1.0]])
+    loss = masked_bce(logits, target, mask, torch.ones(2))
+    expected = (math.log(2) + math.log1p(math.e) + math.log(2)) / 2
+    assert loss.item() == pytest.approx(expected, rel=1e-5)
+
+
+def test_unknown_labels_give_no_gradient() -> None:
+    logits = torch.tensor([[1.0, -1.0], [3.0, 2.0]], requires_grad=True)
+    mask = torch.tensor([[1.0, 0.0], [0.0, 0.0]])
+    masked_bce(logits, torch.zeros(2, 2), mask, torch.ones(2)).backward()
+    assert logits.grad is not None
+    assert logits.grad[0, 0] != 0
+    assert logits.grad[0, 1] == 0
+    assert torch.equal(logits.grad[1], torch.zeros(2))
+
+
+def test_a_batch_without_any_label_costs_nothing() -> None:
+    logits = torch.randn(2, 3, requires_grad=True)
+    loss = masked_bce(logits, torch.zeros(2, 3), torch.zeros(2, 3), torch.ones(2))
+    loss.backward()
+    assert loss.item() == 0
+
+
+def test_weights_scale_a_text_against_its_neighbours() -> None:
+    logits, target, mask = torch.tensor([[0.0], [4.0]]), torch.zeros(2, 1), torch.ones(2, 1)
+    loss = masked_bce(logits, target, mask, torch.tensor([3.0, 1.0]))
+    assert loss.item() == pytest.approx((3 * math.log(2) + math.log1p(math.exp(4))) / 4, rel=1e-5)
+
+
+def test_ranking_compares_only_answers_to_one_prompt() -> None:
+    scores = torch.tensor([0.0, 1.0, 5.0])
+    order = torch.tensor([2.0, 0.0, 1.0])
+    group = torch.tensor([7, 7, 8])
+    assert ranking(scores, order, group).item() == pytest.approx(math.log1p(math.e), rel=1e-5)
+
+
+def test_ranking_is_zero_where_nothing_can_be_compared() -> None:
+    nan = float("nan")
+    loss = ranking(torch.ones(3), torch.tensor([nan, nan, 1.0]), torch.tensor([0, 0, 0]))
+    assert loss.item() == 0

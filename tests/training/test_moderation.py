@@ -1,0 +1,181 @@
+"""The moderation recipe, run for real on a tiny base: it learns, resumes, scales, exports."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+torch = pytest.importorskip("torch")
+pytest.importorskip("transformers")
+
+from guardrail import Guard, Policy, Severity  # noqa: E402
+from guardrail.artifact import read_manifest  # noqa: E402
+from training import calibrate, evaluate, export, label, moderation  # noqa: E402
+from training.data import read_examples  # noqa: E402
+
+ROOT = Path(__file__).parents[2]
+
+
+def arguments(base: Path, data: Path, out: Path, *extra: str) -> list[str]:
+    return [
+        "--base", str(base), "--data", str(data), "--out", str(out), "--epochs", "10",
+        "--learning-rate", "3e-3", "--head-learning-rate", "1e-2", "--tokens-per-batch", "300",
+        "--max-tokens", "48", "--prompt-tokens", "12", "--overlap", "8", "--no-bf16", *extra,
+    ]  # fmt: skip
+
+
+def command(*arguments_: str) -> list[str]:
+    return [sys.executable, "-m", "training.moderation", *arguments_]
+
+
+@pytest.fixture(scope="module")
+def trained(tiny_base: Path, tiny_data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    out = tmp_path_factory.mktemp("moderation")
+    subprocess.run(
+        command(*arguments(tiny_base, tiny_data, out)), cwd=ROOT, check=True, capture_output=True
+    )
+    return out
+
+
+@pytest.fixture(scope="module")
+def artifact(trained: Path, tiny_data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    out = tmp_path_factory.mktemp("artifact")
+    export.main(export.Args(model=trained, out=out, name="tiny-1", data=tiny_data, parity=0.9))
+    calibrate.main(calibrate.Args(model=out, data=tiny_data, target_fpr=0.05, few=5))
+    return out
+
+
+def test_training_learns_severity_and_category_in_both_directions(trained: Path) -> None:
+    last = json.loads((trained / "summary.json").read_text())["history"][-1]
+    assert last["output"]["auroc"] > 0.95
+    assert last["output"]["kappa"] > 0.8
+    assert last["output"]["category_micro_f1"] > 0.8
+    assert last["input"]["auroc"] > 0.9
+
+
+def test_the_summary_holds_what_is_needed_to_repeat_the_run(trained: Path) -> None:
+    summary = json.loads((trained / "summary.json").read_text())
+    assert summary["args"]["seed"] == 0
+    assert summary["sources"] == {"annotated": 216, "benign": 24}
+    assert not (trained / "checkpoint.pt").exists()
+
+
+def test_a_killed_run_resumes_and_ends_like_an_unbroken_one(
+    trained: Path, tiny_base: Path, tiny_data: Path, tmp_path: Path
+) -> None:
+    flags = arguments(tiny_base, tiny_data, tmp_path, "--checkpoint-seconds", "0")
+    process = subprocess.Popen(command(*flags), cwd=ROOT, stdout=subprocess.DEVNULL)
+    deadline = time.monotonic() + 120
+    while not (tmp_path / "checkpoint.pt").exists() and time.monotonic() < deadline:
+        time.sleep(0.02)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    assert (tmp_path / "checkpoint.pt").exists()
+    assert not (tmp_path / "summary.json").exists()
+    second = subprocess.run(
+        command(*flags), cwd=ROOT, check=True, capture_output=True, text=True
+    )
+    assert "resumed at step" in second.stdout
+    last = json.loads((tmp_path / "summary.json").read_text())["history"][-1]
+    assert last["output"]["auroc"] > 0.95
+
+
+def test_two_processes_train_through_accelerate(
+    tiny_base: Path, tiny_data: Path, tmp_path: Path
+) -> None:
+    launch = [
+        sys.executable, "-m", "accelerate.commands.launch", "--cpu", "--num_processes", "2",
+        "--main_process_port", "0", "-m", "training.moderation",
+    ]  # fmt: skip
+    subprocess.run(
+        [*launch, *arguments(tiny_base, tiny_data, tmp_path)],
+        cwd=ROOT,
+        check=True,
+        capture_output=True,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+        timeout=300,
+    )
+    summary = json.loads((tmp_path / "summary.json").read_text())
+    assert summary["history"][-1]["output"]["auroc"] > 0.9
+
+
+def test_the_exported_artifact_decides_as_training_saw(artifact: Path, tiny_data: Path) -> None:
+    guard = Guard(str(artifact), Policy.load("balanced"), device="cpu")
+    test = [e for e in read_examples(tiny_data, "test") if e.response is not None]
+    verdicts = [guard.check(e.prompt, e.response) for e in test]
+    right = np.mean([v.severity == e.severity for v, e in zip(verdicts, test, strict=True)])
+    assert right > 0.9
+    grave = [v for v, e in zip(verdicts, test, strict=True) if e.severity == 3]
+    assert all(v.severity == Severity.SEVERE for v in grave)
+    assert {r.category.value for v in grave for r in v.reasons} == {"Violence"}
+
+
+def test_the_manifest_names_data_licences_command_and_seed(artifact: Path) -> None:
+    manifest = read_manifest(artifact)
+    assert manifest.id == "tiny-1"
+    assert {source["name"] for source in manifest.data} == {"annotated", "benign"}
+    assert all(source["licence"] for source in manifest.data)
+    assert "training.moderation" in manifest.command
+    assert set(manifest.thresholds) == {"input", "output"}
+
+
+def test_an_artifact_that_disagrees_with_training_is_not_written(
+    trained: Path, tiny_data: Path, tmp_path: Path
+) -> None:
+    args = export.Args(model=trained, out=tmp_path, data=tiny_data, parity=1.01)
+    with pytest.raises(SystemExit, match="parity"):
+        export.main(args)
+    assert not (tmp_path / "manifest.json").exists()
+
+
+def test_evaluation_scores_the_artifact_and_records_it(
+    artifact: Path, tiny_data: Path, tmp_path: Path
+) -> None:
+    out = tmp_path / "evaluation.md"
+    evaluate.main(evaluate.Args(model=artifact, data=tiny_data, source=tmp_path, out=out))
+    figures = read_manifest(artifact).metrics["annotated answers"]
+    assert figures["n"] == 62
+    assert figures["auroc"] > 0.95
+    assert figures["f1_low"] <= figures["f1"] <= figures["f1_high"]
+    assert "| annotated answers | ai | 62 |" in out.read_text()
+
+
+def test_a_teacher_labels_texts_and_resumes_where_it_stopped(
+    trained: Path, tiny_data: Path, tmp_path: Path
+) -> None:
+    args = label.Args(teacher=trained, data=tiny_data, out=tmp_path, trusted=("benign/",), bf16=False)
+    label.main(args)
+    labelled = read_examples(tmp_path, "train")
+    soft = [e for e in labelled if e.soft is not None]
+    assert len(soft) == 216
+    assert all(e.origin["soft"] == "teacher" for e in soft)
+    assert np.mean([(e.soft["severity"][0] > 0.5) == e.unsafe for e in soft if e.soft]) > 0.95
+    # a run cut short in the middle of a line goes on from the last whole one
+    lines = (tmp_path / "train.jsonl").read_bytes().splitlines(keepends=True)
+    (tmp_path / "train.partial").write_bytes(b"".join(lines[:100]) + lines[100][:20])
+    label.main(args)
+    assert (tmp_path / "train.jsonl").read_bytes().splitlines(keepends=True) == lines
+
+
+def test_soft_labels_are_blended_with_human_ones_and_stand_alone_without(
+    tiny_base: Path,
+) -> None:
+    from guardrail.encoding import Encoder
+    from training.data import Example
+
+    soft = {"severity": [0.8, 0.4, 0.2], "categories": [0.1] * 19}
+    human = Example("how", "kill", "s", unsafe=False, soft=soft)
+    unknown = Example("how", "cake", "s", soft=soft)
+    encoder = Encoder.from_file(tiny_base / "tokenizer.json")
+    blended, alone = moderation.encode([human, unknown], encoder, teacher_share=0.75)
+    assert blended.severity == pytest.approx([0.6, 0.3, 0.15])
+    assert alone.severity == pytest.approx(soft["severity"])
+    assert alone.severity_mask.tolist() == [1, 1, 1]

@@ -1,0 +1,382 @@
+"""Data: every source through one schema, with provenance per label and splits that do not leak.
+
+    python -m training.data build --source ../shared/data --out build/data
+    python -m training.data build --source PKU-Alignment/PKU-SafeRLHF --out build/pku
+    python -m training.data report --out build/data
+
+A label that a source lacks stays None and is masked in the loss; it is never guessed. Prompts that
+are the same, or nearly (word sets with Jaccard >= 0.8), share a split.
+"""
+
+from __future__ import annotations
+
+import gzip
+import hashlib
+import json
+import re
+import unicodedata
+from collections import Counter, defaultdict
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import tyro
+
+from guardrail.taxonomy import Category, Severity
+
+CATEGORIES = [category.value for category in Category]
+_INDEX = {name: index for index, name in enumerate(CATEGORIES)}
+_WORD_SEVERITY = {"none": 0, "minor": 1, "moderate": 2, "severe": 3}
+Split = Literal["train", "validation", "test"]
+SPLITS: tuple[Split, ...] = ("train", "validation", "test")
+
+
+@dataclass(frozen=True)
+class Example:
+    """One text with the labels that its source has.
+
+    response: None for a prompt alone (direction input).
+    unsafe: whether it harms at all; severity: 0-3; categories: names, [] for a harmless text.
+    origin: per label, who gave it: human, ai (AI annotators), derived, proxy, teacher.
+    soft: a teacher's probabilities, {"severity": [P(>=1), P(>=2), P(>=3)], "categories": [19]}.
+    """
+
+    prompt: str
+    response: str | None
+    source: str
+    unsafe: bool | None = None
+    severity: int | None = None
+    categories: list[str] | None = None
+    origin: dict[str, str] = field(default_factory=dict)
+    weight: float = 1.0
+    split: Split = "train"
+    soft: dict[str, list[float]] | None = None
+
+    @property
+    def key(self) -> tuple[str, str]:
+        """Exact duplicates have the same key."""
+        return normalise(self.prompt), "\0" if self.response is None else normalise(self.response)
+
+
+def normalise(text: str) -> str:
+    """NFKC, lower case, word characters only: what makes two prompts the same prompt."""
+    return " ".join(re.findall(r"\w+", unicodedata.normalize("NFKC", text).lower()))
+
+
+def targets(example: Example) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+    """Training targets: severity (3,) as P(>= minor, moderate, severe), its mask, categories (19,),
+    their mask. Unknown labels have mask 0."""
+    severity, severity_mask = np.zeros(3, np.float32), np.zeros(3, np.float32)
+    if example.severity is not None:
+        severity[: example.severity] = 1
+        severity_mask[:] = 1
+    elif example.unsafe is not None:
+        severity[0] = example.unsafe
+        severity_mask[:] = 1 if not example.unsafe else (1, 0, 0)
+    categories, category_mask = np.zeros(19, np.float32), np.zeros(19, np.float32)
+    if example.categories is not None:
+        categories[[_INDEX[name] for name in example.categories]] = 1
+        category_mask[:] = 1
+    elif example.unsafe is False:
+        category_mask[:] = 1
+    return severity, severity_mask, categories, category_mask
+
+
+# --- sources -------------------------------------------------------------------------------------
+
+
+def read_jsonl(path: Path) -> Iterator[dict[str, Any]]:
+    """Rows of a .jsonl or .jsonl.gz file; a malformed line is an error that names it."""
+    opened = gzip.open(path, "rt", encoding="utf-8") if path.suffix == ".gz" else path.open()
+    with opened as file:
+        for number, line in enumerate(file, 1):
+            try:
+                yield json.loads(line)
+            except json.JSONDecodeError as error:
+                raise SystemExit(f"{path}:{number}: not JSON: {error}") from error
+
+
+def _annotated(row: dict[str, Any]) -> Example:
+    return Example(
+        prompt=row["prompt"],
+        response=row.get("response"),
+        source=f"annotated/{row['source']}",
+        unsafe=row["severity"] > 0,
+        severity=row["severity"],
+        categories=row["categories"],
+        origin={"severity": row["label_source"], "categories": row["label_source"]},
+    )
+
+
+def _benign(row: dict[str, Any]) -> Example:
+    return Example(
+        prompt=row["prompt"],
+        response=row["response"],
+        source=f"benign/{row['source']}",
+        unsafe=False,
+        severity=0,
+        categories=[],
+        origin={"severity": "derived", "categories": "derived"},
+    )
+
+
+def _benign_prompt(row: dict[str, Any]) -> Example:
+    return replace(_benign(row), response=None)
+
+
+def _over_refusal(row: dict[str, Any]) -> Example:
+    return replace(
+        _benign({**row, "response": None}),
+        source=f"over_refusal/{row['source']}",
+        origin={"severity": "human", "categories": "derived"},
+    )
+
+
+def _response(row: dict[str, Any]) -> Example:
+    """Human, derived or proxy safe/unsafe labels; PKU's own severities stay out of training."""
+    return Example(
+        prompt=row["prompt"],
+        response=row["response"],
+        source=f"responses/{row['source']}",
+        unsafe=not row["safe"],
+        origin={"unsafe": row["label_source"]},
+        weight=0.3,
+    )
+
+
+def _severity_tagged_prompt(row: dict[str, Any]) -> Example | None:
+    """PKU's severity tags of a prompt's answers: what a willing answer would give, a weak label."""
+    tags = row.get("pku_severity_tags")
+    if not tags:
+        return None
+    severity = max(int(tag) if str(tag).isdigit() else _WORD_SEVERITY[str(tag)] for tag in tags)
+    return Example(
+        prompt=row["prompt"],
+        response=None,
+        source=f"prompts/{row['source']}",
+        unsafe=True,
+        severity=severity,
+        categories=row["categories19"] or None,
+        origin={"severity": "weak", "categories": "weak"},
+        weight=0.3,
+    )
+
+
+def _unlabelled(row: dict[str, Any]) -> Example:
+    return Example(
+        prompt=row["prompt"], response=row.get("response"), source=f"unlabelled/{row['source']}"
+    )
+
+
+@dataclass(frozen=True)
+class Source:
+    """A file of the local data folder, what it becomes, and at most how many of its rows."""
+
+    file: str
+    convert: Callable[[dict[str, Any]], Example | None]
+    limit: int | None = None
+
+
+# In order of trust: the first example of a text wins over later ones.
+LOCAL_SOURCES = (
+    Source("annotated_responses", _annotated),
+    Source("annotated_prompts", _annotated),
+    Source("over_refusal_prompts", _over_refusal),
+    Source("benign", _benign, limit=4000),
+    Source("benign", _benign_prompt, limit=1500),
+    Source("prompts", _severity_tagged_prompt, limit=3000),
+    Source("responses", _response),
+    Source("jailbreak_responses", _unlabelled, limit=9000),
+    Source("red_team_prompts", _unlabelled, limit=4000),
+)
+
+
+def _sample(rows: list[Example], limit: int | None) -> list[Example]:
+    """A fixed pseudo-random choice that does not depend on the order of the file."""
+    if limit is None or len(rows) <= limit:
+        return rows
+    return sorted(rows, key=lambda e: hashlib.sha256("\0".join(e.key).encode()).digest())[:limit]
+
+
+def load_local(folder: Path) -> list[Example]:
+    """Every source of `LOCAL_SOURCES` that is in `folder`."""
+    examples: list[Example] = []
+    for source in LOCAL_SOURCES:
+        path = folder / f"{source.file}.jsonl.gz"
+        if not path.exists():
+            raise SystemExit(f"{path} is missing: --source names the folder of the labelled data")
+        rows = (source.convert(row) for row in read_jsonl(path))
+        examples += _sample([row for row in rows if row is not None], source.limit)
+    return examples
+
+
+def load_pku(name: str, split: str = "train") -> list[Example]:
+    """PKU-SafeRLHF by hub name or local copy: one example per answer, labelled by PKU's people."""
+    from datasets import load_dataset
+
+    return [example for row in load_dataset(name, split=split) for example in from_pku(row)]
+
+
+def from_pku(row: dict[str, Any]) -> Iterator[Example]:
+    """The two answers of one PKU-SafeRLHF row (v1 field names)."""
+    for side in (0, 1):
+        harms = row.get(f"response_{side}_harm_category")
+        severity = row.get(f"response_{side}_severity_level")
+        safe = bool(row[f"is_response_{side}_safe"])
+        names = [name for name, on in harms.items() if on] if harms is not None else None
+        unknown = sorted(set(names or ()) - set(CATEGORIES))
+        if unknown:
+            raise SystemExit(f"PKU-SafeRLHF names categories this taxonomy lacks: {unknown}")
+        yield Example(
+            prompt=row["prompt"],
+            response=row[f"response_{side}"],
+            source=f"pku/{row.get(f'response_{side}_source', 'unknown')}",
+            unsafe=not safe,
+            severity=0 if safe else (int(severity) if severity else None),
+            categories=[] if safe else names,
+            origin={"unsafe": "human", "severity": "human", "categories": "human"},
+        )
+
+
+# --- cleaning and splits -------------------------------------------------------------------------
+
+
+def deduplicate(examples: Iterable[Example]) -> list[Example]:
+    """Exact duplicates (normalised prompt and response) go; the first stays."""
+    seen: dict[tuple[str, str], Example] = {}
+    for example in examples:
+        seen.setdefault(example.key, example)
+    return list(seen.values())
+
+
+def near_duplicate_groups(texts: Sequence[str], threshold: float = 0.8) -> list[int]:
+    """Group id per text; texts whose word sets have Jaccard >= `threshold` share one.
+
+    Exact all-pairs by prefix filtering: sorted by rarity, two such sets share one of their first
+    `len - ceil(threshold * len) + 1` words (Chaudhuri et al. 2006).
+    """
+    parent = list(range(len(texts)))
+
+    def find(item: int) -> int:
+        while parent[item] != item:
+            parent[item] = parent[parent[item]]
+            item = parent[item]
+        return item
+
+    sets = [frozenset(text.split()) for text in texts]
+    frequency = Counter(word for words in sets for word in words)
+    index: dict[str, list[int]] = defaultdict(list)
+    for item in sorted(range(len(sets)), key=lambda i: len(sets[i])):
+        words = sorted(sets[item], key=lambda w: (frequency[w], w))
+        prefix = words[: len(words) - int(np.ceil(threshold * len(words))) + 1]
+        for candidate in {c for word in prefix for c in index[word]}:
+            small, large = sets[candidate], sets[item]
+            if len(small) < threshold * len(large):
+                continue
+            shared = len(small & large)
+            if shared >= threshold * (len(small) + len(large) - shared):
+                parent[find(item)] = find(candidate)
+        for word in prefix:
+            index[word].append(item)
+    return [find(item) for item in range(len(texts))]
+
+
+def assign_splits(
+    examples: Sequence[Example], validation: float = 0.08, test: float = 0.12
+) -> list[Example]:
+    """Give every group of like prompts one split, by the hash of its first prompt in sort order."""
+    prompts = sorted({normalise(e.prompt) for e in examples})
+    groups = near_duplicate_groups(prompts)
+    first: dict[int, str] = {}
+    for prompt, group in zip(prompts, groups, strict=True):
+        first.setdefault(group, prompt)
+    split_of = {
+        prompt: _split(first[group], validation, test)
+        for prompt, group in zip(prompts, groups, strict=True)
+    }
+    return [replace(e, split=split_of[normalise(e.prompt)]) for e in examples]
+
+
+def _split(prompt: str, validation: float, test: float) -> Split:
+    position = int.from_bytes(hashlib.sha256(prompt.encode()).digest()[:8], "big") / 2**64
+    if position < test:
+        return "test"
+    return "validation" if position < test + validation else "train"
+
+
+# --- files ---------------------------------------------------------------------------------------
+
+
+def write_examples(path: Path, examples: Iterable[Example]) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("w", encoding="utf-8") as file:
+        for example in examples:
+            file.write(json.dumps(asdict(example), ensure_ascii=False) + "\n")
+
+
+def read_examples(folder: Path, *splits: Split) -> list[Example]:
+    """Examples that `build` wrote, of the given splits."""
+    examples = []
+    for split in splits:
+        path = folder / f"{split}.jsonl"
+        if not path.exists():
+            raise SystemExit(f"{path} is missing: python -m training.data build --out {folder}")
+        examples += [Example(**row) for row in read_jsonl(path)]
+    return examples
+
+
+def report(examples: Sequence[Example]) -> str:
+    """The data card: counts per source, split, direction, label and its origin (Markdown)."""
+    lines = ["# Data card", "", f"{len(examples)} examples", ""]
+    lines += ["| source | direction | train | validation | test | unsafe | severity | categories |"]
+    lines += ["|---|---|---|---|---|---|---|---|"]
+    groups: dict[tuple[str, str], list[Example]] = defaultdict(list)
+    for example in examples:
+        direction = "input" if example.response is None else "output"
+        groups[example.source, direction].append(example)
+    for (source, direction), rows in sorted(groups.items()):
+        counts = Counter(e.split for e in rows)
+        unsafe = sum(e.unsafe is True for e in rows)
+        origins = [
+            ", ".join(sorted({e.origin[label] for e in rows if label in e.origin})) or "-"
+            for label in ("severity", "categories")
+        ]
+        cells = [source, direction, *(str(counts[s]) for s in SPLITS), str(unsafe), *origins]
+        lines.append("| " + " | ".join(cells) + " |")
+    lines += ["", "| label | " + " | ".join(SPLITS) + " |", "|---|---|---|---|"]
+    for severity in Severity:
+        counts = Counter(e.split for e in examples if e.severity == severity)
+        lines.append(f"| {severity.label} | " + " | ".join(str(counts[s]) for s in SPLITS) + " |")
+    for name in CATEGORIES:
+        counts = Counter(e.split for e in examples if e.categories and name in e.categories)
+        lines.append(f"| {name} | " + " | ".join(str(counts[s]) for s in SPLITS) + " |")
+    return "\n".join(lines) + "\n"
+
+
+# --- commands ------------------------------------------------------------------------------------
+
+
+def build(source: str = "../shared/data", out: Path = Path("build/data")) -> None:
+    """Write `train`, `validation` and `test.jsonl` and `card.md` under `out`."""
+    local = Path(source)
+    if (local / "annotated_responses.jsonl.gz").exists():
+        examples = load_local(local)
+    else:
+        examples = load_pku(source)
+    examples = assign_splits(deduplicate(examples))
+    for split in SPLITS:
+        write_examples(out / f"{split}.jsonl", (e for e in examples if e.split == split))
+    (out / "card.md").write_text(report(examples), encoding="utf-8")
+    counts = Counter(e.split for e in examples)
+    print(f"{out}: " + ", ".join(f"{counts[s]} {s}" for s in SPLITS))
+
+
+def card(out: Path = Path("build/data")) -> None:
+    """Print the data card of what `build` wrote."""
+    print(report(read_examples(out, *SPLITS)))
+
+
+if __name__ == "__main__":
+    tyro.extras.subcommand_cli_from_dict({"build": build, "report": card})
