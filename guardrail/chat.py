@@ -1,0 +1,281 @@
+"""`GuardedChat`: a chat model behind a guard, its input and its output checked, streamed or not.
+
+The protocol is `guardrail.conversation`; here are its two drivers, sync and async, and nothing
+else that they could disagree on.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import sys
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Generator, Iterator, Sequence
+from contextlib import contextmanager
+from types import TracebackType
+from typing import Any, Literal
+
+from guardrail.chat_model import ChatModel, Message, Reply, as_chat_model
+from guardrail.conversation import (
+    ChatResult,
+    Check,
+    Close,
+    Emit,
+    Open,
+    Pull,
+    Rules,
+    Step,
+    conversation,
+    read_messages,
+)
+from guardrail.errors import UpstreamError
+from guardrail.guard import Guard
+from guardrail.stream import StreamConfig
+
+__all__ = ["AsyncChatStream", "ChatResult", "ChatStream", "GuardedChat"]
+
+_Flow = Generator[Step, Any, ChatResult]
+
+
+class GuardedChat:
+    """A chat model whose input and output pass a guard.
+
+        chat = GuardedChat(model)
+        result = chat.complete("Hello")                     # result.text, result.blocked
+        for text in chat.stream(messages): ...
+
+    model: a callable that takes the messages and returns a str or an iterator of str (or their
+        async twins), or a `ChatModel` such as `guardrail.upstream.OpenAICompatible`.
+    guard: `Guard()` by default.
+    on_block: `refuse` answers with a refusal text, `raise` raises Blocked.
+    context_turns: how many recent user turns, with the answers between them, are judged together,
+        beside the last one alone, so that an attack spread over turns is seen. Turns before them
+        are sent on as they are. A refused turn that stays in the history is judged again with it:
+        leave it out (`result.blocked`) if the chat is to go on.
+    regenerate_tries: how often a model is asked again, with a safety instruction, when the policy
+        says `regenerate` and nothing of its answer was released; then it is a refusal.
+    stream_config: how often a stream is judged.
+
+    Actions: allow and flag deliver; redact masks the passages and goes on (the model, too, is sent
+    the masked message), or refuses when what is left is still not deliverable; on an input,
+    regenerate means refuse. Fails closed: what the guard cannot judge follows the policy's
+    `on_error`. Thread-safe where the model is.
+
+    Messages are a str (one user turn), or OpenAI-style dicts; only user and assistant messages are
+    judged. The methods raise UpstreamError when the model fails, ValueError on messages that are
+    none, and Blocked where asked to.
+    """
+
+    def __init__(
+        self,
+        model: ChatModel | Callable[[list[Message]], Any],
+        guard: Guard | None = None,
+        *,
+        on_block: Literal["refuse", "raise"] = "refuse",
+        context_turns: int = 4,
+        regenerate_tries: int = 2,
+        stream_config: StreamConfig | None = None,
+    ) -> None:
+        if on_block not in ("refuse", "raise"):
+            raise ValueError(f"on_block must be 'refuse' or 'raise', not {on_block!r}")
+        if context_turns < 1 or regenerate_tries < 0:
+            raise ValueError("context_turns must be 1 or more, regenerate_tries 0 or more")
+        self._model = as_chat_model(model)
+        self._guard = guard if guard is not None else Guard()
+        self._rules = Rules(
+            self._guard.policy,
+            stream_config or StreamConfig(),
+            on_block,
+            context_turns,
+            regenerate_tries,
+        )
+
+    def complete(self, messages: str | Sequence[Message]) -> ChatResult:
+        """The whole answer, judged as one."""
+        stream = ChatStream(
+            self._flow(messages, whole=True),
+            self._guard,
+            lambda turns: iter([self._model.complete(turns)]),
+        )
+        with stream:
+            for _ in stream:
+                pass
+        return stream.result
+
+    def stream(self, messages: str | Sequence[Message]) -> ChatStream:
+        """The answer in pieces, each of them judged before it is given out."""
+        return ChatStream(self._flow(messages), self._guard, self._model.stream)
+
+    async def acomplete(self, messages: str | Sequence[Message]) -> ChatResult:
+        """`complete`, without blocking the event loop."""
+
+        async def once(turns: list[Message]) -> AsyncIterator[Reply]:
+            yield await self._model.acomplete(turns)
+
+        async with AsyncChatStream(self._flow(messages, whole=True), self._guard, once) as stream:
+            async for _ in stream:
+                pass
+        return stream.result
+
+    def astream(self, messages: str | Sequence[Message]) -> AsyncChatStream:
+        """`stream`, without blocking the event loop."""
+        return AsyncChatStream(self._flow(messages), self._guard, self._model.astream)
+
+    def _flow(self, messages: str | Sequence[Message], *, whole: bool = False) -> _Flow:
+        rules = self._rules
+        if whole:  # gather everything, so that the one judgement is the one at the end
+            size = sys.maxsize
+            config = dataclasses.replace(rules.stream, first=size, longest=size)
+            rules = dataclasses.replace(rules, stream=config)
+        return conversation(read_messages(messages), rules)
+
+
+class _Result:
+    _result: ChatResult | None = None
+
+    @property
+    def result(self) -> ChatResult:
+        """The whole of it; RuntimeError before the end."""
+        if self._result is None:
+            raise RuntimeError("the stream has no result before its end: read it to the end first")
+        return self._result
+
+
+class ChatStream(_Result):
+    """Iterate it for the text; `result` holds the ChatResult after the end. `close()` (or leaving
+    its `with` block) cancels the answer upstream. Nothing is called before the first iteration."""
+
+    def __init__(
+        self,
+        flow: _Flow,
+        guard: Guard,
+        open_: Callable[[list[Message]], Iterator[Reply]],
+    ) -> None:
+        self._steps = self._drive(flow, guard, open_)
+
+    def __iter__(self) -> Iterator[str]:
+        return self
+
+    def __next__(self) -> str:
+        return next(self._steps)
+
+    def close(self) -> None:
+        self._steps.close()
+
+    def __enter__(self) -> ChatStream:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.close()
+
+    def _drive(
+        self, flow: _Flow, guard: Guard, open_: Callable[[list[Message]], Iterator[Reply]]
+    ) -> Generator[str, None, None]:
+        pieces: Iterator[Reply] = iter(())
+        answer: Any = None
+        try:
+            while True:
+                step = flow.send(answer)
+                answer = None
+                match step:
+                    case Check(pairs):
+                        answer = guard.check_many(pairs)
+                    case Open(messages):
+                        with _upstream():
+                            pieces = open_(messages)
+                    case Pull():
+                        with _upstream():
+                            answer = next(pieces, None)
+                    case Close():
+                        _close(pieces)
+                    case Emit(text):
+                        yield text
+        except StopIteration as end:
+            self._result = end.value
+        finally:
+            _close(pieces)
+
+
+class AsyncChatStream(_Result):
+    """`ChatStream` for `async for` and `async with`; `aclose()`, or the cancelling of the task that
+    reads it, cancels the answer upstream."""
+
+    def __init__(
+        self,
+        flow: _Flow,
+        guard: Guard,
+        open_: Callable[[list[Message]], AsyncIterator[Reply]],
+    ) -> None:
+        self._steps = self._drive(flow, guard, open_)
+
+    def __aiter__(self) -> AsyncIterator[str]:
+        return self
+
+    async def __anext__(self) -> str:
+        return await anext(self._steps)
+
+    async def aclose(self) -> None:
+        await self._steps.aclose()
+
+    async def __aenter__(self) -> AsyncChatStream:
+        return self
+
+    async def __aexit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        await self.aclose()
+
+    async def _drive(
+        self, flow: _Flow, guard: Guard, open_: Callable[[list[Message]], AsyncIterator[Reply]]
+    ) -> AsyncGenerator[str, None]:
+        pieces: AsyncIterator[Reply] | None = None
+        answer: Any = None
+        try:
+            while True:
+                step = flow.send(answer)
+                answer = None
+                match step:
+                    case Check(pairs):
+                        answer = await guard.acheck_many(pairs)
+                    case Open(messages):
+                        with _upstream():
+                            pieces = open_(messages)
+                    case Pull():
+                        assert pieces is not None  # the protocol opens before it pulls
+                        with _upstream():
+                            answer = await anext(pieces, None)
+                    case Close():
+                        await _aclose(pieces)
+                    case Emit(text):
+                        yield text
+        except StopIteration as end:
+            self._result = end.value
+        finally:
+            await _aclose(pieces)
+
+
+@contextmanager
+def _upstream() -> Iterator[None]:
+    """Gives errors of the user's model the one class that callers have to know."""
+    try:
+        yield
+    except UpstreamError:
+        raise
+    except Exception as error:
+        raise UpstreamError(f"the chat model failed: {type(error).__name__}: {error}") from error
+
+
+def _close(pieces: Iterator[Reply]) -> None:
+    if (close := getattr(pieces, "close", None)) is not None:
+        close()
+
+
+async def _aclose(pieces: AsyncIterator[Reply] | None) -> None:
+    if (aclose := getattr(pieces, "aclose", None)) is not None:
+        await aclose()

@@ -1,0 +1,152 @@
+"""What stands behind a guarded chat: the `ChatModel` protocol, and plain callables made into one.
+
+A callable takes the messages and returns a str, or an iterator of str, or the async twin of
+either. Sync ones are run in threads when they are called asynchronously.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import inspect
+import threading
+from collections.abc import (
+    AsyncIterator,
+    Awaitable,
+    Callable,
+    Iterable,
+    Iterator,
+    Mapping,
+    Sequence,
+)
+from dataclasses import dataclass
+from typing import Any, Protocol, runtime_checkable
+
+from guardrail.errors import UpstreamError
+
+__all__ = ["ChatModel", "Message", "Reply", "as_chat_model"]
+
+Message = Mapping[str, Any]
+
+
+@dataclass(frozen=True, slots=True)
+class Reply:
+    """An answer, or a piece of one; the last piece carries the finish reason."""
+
+    text: str
+    finish_reason: str | None = None
+
+
+@runtime_checkable
+class ChatModel(Protocol):
+    """A chat model. May raise UpstreamError. Closing an iterator cancels the answer."""
+
+    def complete(self, messages: Sequence[Message]) -> Reply: ...
+
+    def stream(self, messages: Sequence[Message]) -> Iterator[Reply]: ...
+
+    async def acomplete(self, messages: Sequence[Message]) -> Reply: ...
+
+    def astream(self, messages: Sequence[Message]) -> AsyncIterator[Reply]: ...
+
+
+def as_chat_model(model: ChatModel | Callable[[list[Message]], Any]) -> ChatModel:
+    """A ChatModel as it is, a callable made into one. Raises TypeError for anything else."""
+    if isinstance(model, ChatModel):
+        return model
+    if callable(model):
+        return _CallableModel(model)
+    raise TypeError(
+        f"a chat model is a callable or has complete, stream, acomplete and astream; "
+        f"{type(model).__name__} is neither"
+    )
+
+
+class _CallableModel:
+    def __init__(self, function: Callable[[list[Message]], Any]) -> None:
+        self._function = function
+        call = function if inspect.isroutine(function) else type(function).__call__
+        self._is_async = inspect.iscoroutinefunction(call) or inspect.isasyncgenfunction(call)
+
+    def complete(self, messages: Sequence[Message]) -> Reply:
+        return _joined(list(self.stream(messages)))
+
+    def stream(self, messages: Sequence[Message]) -> Iterator[Reply]:
+        answer = None if self._is_async else self._function(list(messages))
+        if inspect.iscoroutine(answer):
+            answer.close()
+        if self._is_async or isinstance(answer, Awaitable | AsyncIterator):
+            raise UpstreamError("this chat model is async: call acomplete() or astream()")
+        yield from _pieces(answer)
+
+    async def acomplete(self, messages: Sequence[Message]) -> Reply:
+        return _joined([piece async for piece in self.astream(messages)])
+
+    async def astream(self, messages: Sequence[Message]) -> AsyncIterator[Reply]:
+        if self._is_async:
+            answer = self._function(list(messages))
+        else:
+            answer = await asyncio.to_thread(self._function, list(messages))
+        if isinstance(answer, Awaitable):
+            answer = await answer
+        if isinstance(answer, AsyncIterator):
+            try:
+                async for piece in answer:
+                    yield _reply(piece)
+            finally:
+                if (aclose := getattr(answer, "aclose", None)) is not None:
+                    await aclose()
+            return
+        pieces = _Threaded(_pieces(answer))
+        try:
+            while (reply := await asyncio.to_thread(pieces.next)) is not None:
+                yield reply
+        finally:
+            # Not awaited: a cancelled caller does not wait for the piece that is being made.
+            threading.Thread(target=pieces.close, daemon=True).start()
+
+
+class _Threaded:
+    """A generator that is advanced in one thread and may be closed from another."""
+
+    def __init__(self, pieces: Iterator[Reply]) -> None:
+        self._pieces = pieces
+        self._lock = threading.Lock()
+        self._closed = False
+
+    def next(self) -> Reply | None:
+        with self._lock:
+            return None if self._closed else next(self._pieces, None)
+
+    def close(self) -> None:
+        with self._lock:
+            self._closed = True
+            self._pieces.close()  # type: ignore[attr-defined]
+
+
+def _pieces(answer: object) -> Iterator[Reply]:
+    if isinstance(answer, str | Reply):
+        yield _reply(answer)
+    elif isinstance(answer, Iterable):
+        try:
+            for piece in answer:
+                yield _reply(piece)
+        finally:
+            if (close := getattr(answer, "close", None)) is not None:
+                close()
+    else:
+        _reply(answer)
+
+
+def _reply(piece: object) -> Reply:
+    if isinstance(piece, Reply):
+        return piece
+    if isinstance(piece, str):
+        return Reply(piece)
+    raise UpstreamError(
+        f"the chat model answered with {type(piece).__name__}: it must give str, or str in pieces"
+    )
+
+
+def _joined(pieces: Sequence[Reply]) -> Reply:
+    reasons = [piece.finish_reason for piece in pieces if piece.finish_reason]
+    return Reply("".join(piece.text for piece in pieces), reasons[-1] if reasons else None)

@@ -1,0 +1,289 @@
+"""One guarded answer, sans-IO: a generator yields what has to be done and is sent what came of it.
+
+    Check(pairs)      judge them           -> one verdict each
+    Open(messages)    call the chat model  -> None
+    Pull()            its next piece       -> a Reply, or None at the end
+    Close()           drop the answer      -> None
+    Emit(text)        give to the caller   -> None
+
+`guardrail.chat` runs it, sync and async. It opens nothing and knows no clock.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Generator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from guardrail.chat_model import Message, Reply
+from guardrail.errors import Blocked
+from guardrail.policy import Policy
+from guardrail.refusals import SAFETY_INSTRUCTION, refusal_text
+from guardrail.stream import Judge, Need, Release, Stop, StreamConfig, mask_passages, stream_gate
+from guardrail.taxonomy import Direction
+from guardrail.verdict import Action, Pair, Passage, Verdict
+
+__all__ = [
+    "ChatResult",
+    "Check",
+    "Close",
+    "Emit",
+    "Open",
+    "Pull",
+    "Rules",
+    "Step",
+    "conversation",
+    "read_messages",
+]
+
+
+@dataclass(frozen=True, slots=True)
+class ChatResult:
+    """One guarded answer.
+
+    text: what the caller got, refusal included.
+    finish_reason: `stop`, `content_filter`, or what else the model said (`length`, ...).
+    input_verdict, output_verdict: the decisions; the latter None when no answer was judged. A
+        redacted text carries the verdict on the text as it was before.
+    """
+
+    text: str
+    finish_reason: str
+    input_verdict: Verdict
+    output_verdict: Verdict | None = None
+
+    @property
+    def blocked(self) -> bool:
+        """True when the answer, or its rest, was withheld: by the guard, or by the model's own
+        filter."""
+        return self.finish_reason == "content_filter"
+
+
+@dataclass(frozen=True, slots=True)
+class Check:
+    pairs: list[Pair]
+
+
+@dataclass(frozen=True, slots=True)
+class Open:
+    messages: list[Message]
+
+
+@dataclass(frozen=True, slots=True)
+class Pull:
+    pass
+
+
+@dataclass(frozen=True, slots=True)
+class Close:
+    pass
+
+
+@dataclass(frozen=True, slots=True)
+class Emit:
+    text: str
+
+
+Step = Check | Open | Pull | Close | Emit
+
+
+@dataclass(frozen=True, slots=True)
+class Rules:
+    """How a conversation is guarded; see `GuardedChat` for what each means."""
+
+    policy: Policy
+    stream: StreamConfig
+    on_block: Literal["refuse", "raise"] = "refuse"
+    context_turns: int = 4
+    regenerate_tries: int = 2
+
+
+def read_messages(messages: str | Sequence[Message]) -> list[Message]:
+    """Chat messages from a text (one user turn) or a list. Raises ValueError on anything else."""
+    if isinstance(messages, str):
+        return [{"role": "user", "content": messages}]
+    found = list(messages)
+    for i, message in enumerate(found):
+        if not isinstance(message, Mapping) or not isinstance(message.get("role"), str):
+            raise ValueError(f"message {i} must be a dict with a 'role' and a 'content'")
+        if not isinstance(message.get("content"), str | list | None):
+            raise ValueError(f"message {i}: 'content' must be a text or a list of parts")
+    if not any(message["role"] == "user" for message in found):
+        raise ValueError("the messages hold no user message: there is nothing to answer")
+    return found
+
+
+def conversation(messages: Sequence[Message], rules: Rules) -> Generator[Step, Any, ChatResult]:
+    """The protocol of one answer to `messages`. May raise Blocked."""
+    turns, seen, ok = yield from _input(list(messages), rules)
+    if not ok:
+        return (yield from _refuse(seen, rules, ChatResult("", "", seen)))
+    prompt = _text(turns[_user_turns(turns)[-1]])
+    tries = rules.regenerate_tries
+    while True:
+        yield Open(turns)
+        text, finish, verdict, ok = yield from _output(prompt, rules)
+        result = ChatResult(text, finish, seen, verdict)
+        if ok:
+            return result
+        # What the caller has seen cannot be taken back: then there is nothing to answer anew.
+        if verdict.action is not Action.REGENERATE or text or not tries:
+            return (yield from _refuse(verdict, rules, result))
+        if tries == rules.regenerate_tries:
+            turns = _instructed(turns)
+        tries -= 1
+
+
+def _refuse(verdict: Verdict, rules: Rules, result: ChatResult) -> Generator[Step, Any, ChatResult]:
+    if rules.on_block == "raise":
+        raise Blocked(verdict)
+    refusal = refusal_text(verdict, rules.policy)
+    if result.text:
+        refusal = f"\n\n{refusal}"
+    yield Emit(refusal)
+    return dataclasses.replace(result, text=result.text + refusal, finish_reason="content_filter")
+
+
+# --- output --------------------------------------------------------------------------------------
+
+
+def _output(prompt: str, rules: Rules) -> Generator[Step, Any, tuple[str, str, Verdict, bool]]:
+    """What was emitted of the open answer, its finish reason, its verdict, and whether it all
+    went out."""
+    gate = stream_gate(rules.stream)
+    emitted: list[str] = []
+    finish = "stop"
+    stopped = False
+    event = next(gate)
+    while True:
+        answer: str | Verdict | None = None
+        match event:
+            case Need():
+                reply: Reply | None = yield Pull()
+                if reply is not None:
+                    answer = reply.text
+                    finish = reply.finish_reason or finish
+            case Judge(text):
+                [answer] = yield Check([Pair(prompt, text)])
+            case Release(text):
+                yield Emit(text)
+                emitted.append(text)
+            case Stop():
+                stopped = True
+                yield Close()
+        try:
+            event = gate.send(answer)
+        except StopIteration as end:
+            return "".join(emitted), finish, end.value, not stopped
+
+
+def _instructed(messages: list[Message]) -> list[Message]:
+    """The messages with the safety instruction, after the system messages they begin with."""
+    at = 0
+    while at < len(messages) and messages[at]["role"] in ("system", "developer"):
+        at += 1
+    return [*messages[:at], {"role": "system", "content": SAFETY_INSTRUCTION}, *messages[at:]]
+
+
+# --- input ---------------------------------------------------------------------------------------
+
+
+def _input(
+    messages: list[Message], rules: Rules
+) -> Generator[Step, Any, tuple[list[Message], Verdict, bool]]:
+    """The messages to send on, the verdict on them, and whether they may be sent."""
+    views = _views(messages, rules.context_turns)
+    verdicts: list[Verdict] = yield Check(_pairs(messages, views))
+    strange = _not_text(messages)
+    if strange is not None:
+        verdicts = [*verdicts, rules.policy.fail(Direction.INPUT, strange)]
+    verdict = _strongest(verdicts)
+    if verdict.delivers:
+        return messages, verdict, True
+    redacting = [v for v in verdicts if v.action is Action.REDACT]
+    if verdict.action is not Action.REDACT or not all(v.passages for v in redacting):
+        return messages, verdict, False
+    masked = _masked(messages, views, verdicts, rules.stream.mask)
+    again = _strongest((yield Check(_pairs(masked, views))))
+    ok = again.action <= Action.REDACT
+    return masked, verdict if ok else again, ok
+
+
+def _strongest(verdicts: Sequence[Verdict]) -> Verdict:
+    return max(verdicts, key=lambda v: (v.action.rank, v.degraded))
+
+
+def _user_turns(messages: Sequence[Message]) -> list[int]:
+    return [i for i, message in enumerate(messages) if message["role"] == "user"]
+
+
+def _views(messages: Sequence[Message], turns: int) -> list[list[int]]:
+    """What is judged, as indices of messages: the last user message alone, and the recent turns
+    together where there are several."""
+    users = _user_turns(messages)
+    recent = [
+        i
+        for i in range(users[-turns:][0], len(messages))
+        if messages[i]["role"] in ("user", "assistant")
+    ]
+    last = [users[-1]]
+    return [last] if recent == last else [last, recent]
+
+
+def _pairs(messages: Sequence[Message], views: Sequence[Sequence[int]]) -> list[Pair]:
+    return [Pair("\n".join(_text(messages[i]) for i in view)) for view in views]
+
+
+def _text(message: Message) -> str:
+    content = message.get("content")
+    if content is None or isinstance(content, str):
+        return content or ""
+    return "\n".join(part["text"] for part in content if _is_text(part))
+
+
+def _is_text(part: Any) -> bool:
+    return (
+        isinstance(part, dict)
+        and part.get("type") in ("text", "input_text")
+        and isinstance(part.get("text"), str)
+    )
+
+
+def _not_text(messages: Sequence[Message]) -> str | None:
+    """Why a conversation cannot be judged: a part, of any message, that is not a text."""
+    for i, message in enumerate(messages):
+        content = message.get("content")
+        for part in content if isinstance(content, list) else []:
+            if not _is_text(part):
+                kind = part.get("type") if isinstance(part, dict) else type(part).__name__
+                return f"only text can be judged, and message {i} holds a part of type {kind!r}"
+    return None
+
+
+def _masked(
+    messages: Sequence[Message],
+    views: Sequence[Sequence[int]],
+    verdicts: Sequence[Verdict],
+    mask: str,
+) -> list[Message]:
+    """The messages with the passages that were found in any view of them masked."""
+    found: dict[int, list[Passage]] = {}
+    for view, verdict in zip(views, verdicts, strict=False):  # a verdict on no view has none
+        if verdict.action is not Action.REDACT:
+            continue
+        start = 0
+        for i in view:
+            size = len(_text(messages[i]))
+            found.setdefault(i, []).extend(
+                Passage(max(0, p.start - start), min(size, p.end - start), p.probability)
+                for p in verdict.passages
+                if p.start < start + size and p.end > start
+            )
+            start += size + 1
+    return [
+        {**message, "content": mask_passages(_text(message), found[i], mask)}
+        if found.get(i)
+        else message
+        for i, message in enumerate(messages)
+    ]

@@ -1,0 +1,92 @@
+"""What is said when a chat model behind a URL fails: one line, its cure, and no secrets."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from typing import Any
+
+import httpx
+from httpx_sse import SSEError
+
+from guardrail.errors import UpstreamError
+
+__all__ = ["Faults"]
+
+_CURES = {
+    401: "the API key is missing or wrong: pass api_key=",
+    403: "the API key may not use this model",
+    404: "no such path or model: check the URL (it often ends in /v1) and the name of the model",
+    429: "too many requests: slow down, or raise retries",
+}
+
+
+class Faults:
+    """Makes the UpstreamErrors of one URL. `secrets` never stand in one, even where a server
+    echoes them; `timeout` is in seconds."""
+
+    def __init__(self, url: httpx.URL, secrets: Sequence[str], timeout: float) -> None:
+        # Without user, password and query: keys are put there too.
+        self.where = f"{url.scheme}://{url.netloc.decode()}{url.path}"
+        self._secrets = list(secrets)
+        self._timeout = timeout
+
+    def error(self, message: str, *, status: int | None = None) -> UpstreamError:
+        """An UpstreamError on one line."""
+        return UpstreamError(self._without_secrets(message), status=status)
+
+    def refused(self, response: httpx.Response) -> UpstreamError:
+        """For a response, already read, whose status is no success."""
+        status = response.status_code
+        said = self._said(response.text)
+        parts = [
+            f"{self.where} answered HTTP {status}",
+            _CURES.get(status),
+            said and f"it says: {said}",
+        ]
+        return self.error("; ".join(part for part in parts if part), status=status)
+
+    def broken(self, error: Exception) -> UpstreamError:
+        """For a connection that failed."""
+        kind = type(error).__name__
+        if isinstance(error, httpx.ConnectError | httpx.ConnectTimeout):
+            return self.error(f"{self.where} cannot be reached ({error or kind}): is it running?")
+        if isinstance(error, httpx.TimeoutException):
+            return self.error(
+                f"{self.where} did not answer within {self._timeout:g} s: raise timeout"
+            )
+        if isinstance(error, SSEError):
+            return self.error(f"{self.where} sent no event stream, check the URL: {error}")
+        return self.error(f"{self.where} broke off the answer: {kind}: {error}")
+
+    def parse(self, body: str | bytes) -> Any:
+        """JSON of a response or an event; raises UpstreamError where it is none, and where it is
+        an error object."""
+        try:
+            data = json.loads(body)
+        except ValueError:
+            raise self.error(
+                f"{self.where} answered with what is not JSON: {self.excerpt(body)}"
+            ) from None
+        if isinstance(data, dict) and data.get("error"):
+            raise self.error(f"{self.where} reports: {self._said(json.dumps(data))}")
+        return data
+
+    def excerpt(self, body: str | bytes) -> str:
+        """The beginning of what a server sent, fit for an error text."""
+        text = body.decode(errors="replace") if isinstance(body, bytes) else body
+        text = self._without_secrets(text)  # before it is cut, for a cut key would not be found
+        return text if len(text) <= 200 else f"{text[:200]}..."
+
+    def _said(self, body: str) -> str:
+        """What a server says went wrong: OpenAI's `error.message` where it is there."""
+        try:
+            error = json.loads(body)["error"]
+            return self.excerpt(str(error["message"] if isinstance(error, dict) else error))
+        except (ValueError, KeyError, TypeError):
+            return self.excerpt(body)
+
+    def _without_secrets(self, text: str) -> str:
+        for secret in self._secrets:
+            text = text.replace(secret, "***")
+        return " ".join(text.split())

@@ -1,0 +1,310 @@
+"""The stream gate: nothing forbidden gets out, nothing allowed gets lost, at a linear price."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from guardrail import Action, Category, Direction, Guard, Passage, Policy, Severity, Verdict
+from guardrail.stream import (
+    Judge,
+    Need,
+    Release,
+    Stop,
+    StreamConfig,
+    mask_passages,
+    stream_gate,
+)
+from guardrail.testing import FakeModerator, leaked_chars
+
+ALLOW = Verdict(Action.ALLOW, Direction.OUTPUT)
+REFUSE = Verdict(Action.REFUSE, Direction.OUTPUT)
+
+
+@dataclass
+class Run:
+    """What one run of the gate did."""
+
+    received: str = ""
+    released: list[str] = field(default_factory=list)
+    judged: list[str] = field(default_factory=list)
+    passed: list[str] = field(default_factory=list)  # judged, and decided as deliverable
+    buffers: list[int] = field(default_factory=list)  # received minus released, at each Need
+    deltas: list[int] = field(default_factory=list)
+    stopped: Verdict | None = None
+    verdict: Verdict | None = None
+
+    @property
+    def text(self) -> str:
+        return "".join(self.released)
+
+
+def run_gate(
+    deltas: Iterable[str], judge: Callable[[str], Verdict], config: StreamConfig | None = None
+) -> Run:
+    run = Run()
+    source = iter(deltas)
+    gate = stream_gate(config)
+    event = next(gate)
+    while True:
+        answer: str | Verdict | None = None
+        match event:
+            case Need():
+                run.buffers.append(len(run.received) - len(run.text))
+                answer = next(source, None)
+                run.received += answer or ""
+                run.deltas.append(len(answer or ""))
+            case Judge(text):
+                answer = judge(text)
+                run.judged.append(text)
+                if answer.delivers:
+                    run.passed.append(text)
+            case Release(text):
+                assert run.stopped is None, "released after a stop"
+                run.released.append(text)
+            case Stop(verdict):
+                run.stopped = verdict
+        try:
+            event = gate.send(answer)
+        except StopIteration as end:
+            run.verdict = end.value
+            return run
+
+
+def guard_for(words: Iterable[str], action: Action) -> Guard:
+    policy = Policy.parse(f'name = "t"\n[output]\nmoderate = "{action}"\nsevere = "{action}"')
+    return Guard(FakeModerator(dict.fromkeys(words, (Severity.SEVERE, Category.VIOLENCE))), policy)
+
+
+def judge_with(guard: Guard) -> Callable[[str], Verdict]:
+    return lambda text: guard.check(response=text)
+
+
+configs = st.builds(
+    lambda first, extra, growth, context: StreamConfig(first, growth, first + extra, context),
+    first=st.integers(1, 40),
+    extra=st.integers(0, 60),
+    growth=st.floats(1, 3),
+    context=st.integers(12, 80),
+)
+# Letters that do not stand in the mask, so that a mask is never taken for a forbidden word.
+words = st.sets(st.text("xyz ", min_size=2, max_size=8).filter(str.strip), min_size=1, max_size=3)
+
+
+@st.composite
+def chunked(draw: st.DrawFn, text: str) -> list[str]:
+    """`text` in deltas of any size: empty ones, single characters, all at once."""
+    size = draw(st.sampled_from([1, 3, 17, 10_000]))
+    deltas = []
+    while text:
+        n = draw(st.integers(0, size)) if size > 1 else 1
+        deltas.append(text[:n])
+        text = text[n:]
+        if len(deltas) > 400:
+            deltas.append(text)
+            break
+    return deltas
+
+
+@st.composite
+def streams(draw: st.DrawFn) -> tuple[set[str], list[str]]:
+    forbidden = draw(words)
+    filler = st.text("xyz  .\n", max_size=30)
+    parts = draw(st.lists(st.one_of(st.sampled_from(sorted(forbidden)), filler), max_size=12))
+    return forbidden, draw(chunked("".join(parts)))
+
+
+@given(
+    stream=streams(),
+    config=configs,
+    action=st.sampled_from([Action.REDACT, Action.REGENERATE, Action.REFUSE]),
+)
+def test_no_forbidden_word_leaks_under_any_chunking(
+    stream: tuple[set[str], list[str]], config: StreamConfig, action: Action
+) -> None:
+    forbidden, deltas = stream
+    run = run_gate(deltas, judge_with(guard_for(forbidden, action)), config)
+    assert leaked_chars(run.released, forbidden) == 0
+
+
+@given(stream=streams(), config=configs, action=st.sampled_from([Action.REFUSE, Action.FLAG]))
+def test_what_goes_out_is_the_text_up_to_the_stop_and_all_of_it_without_one(
+    stream: tuple[set[str], list[str]], config: StreamConfig, action: Action
+) -> None:
+    forbidden, deltas = stream
+    run = run_gate(deltas, judge_with(guard_for(forbidden, action)), config)
+    assert "".join(deltas).startswith(run.text)
+    if run.stopped is None:
+        assert run.text == "".join(deltas)
+    assert (run.stopped is not None) == (
+        action is Action.REFUSE and any(word in run.received for word in forbidden)
+    )
+
+
+@given(deltas=st.text(max_size=400).flatmap(chunked), config=configs, data=st.data())
+def test_every_released_character_was_in_a_text_that_was_allowed(
+    deltas: list[str], config: StreamConfig, data: st.DataObject
+) -> None:
+    refused = data.draw(st.integers(0, 30), label="judgement that is refused")
+    count = iter(range(10_000))
+    run = run_gate(deltas, lambda _: REFUSE if next(count) == refused else ALLOW, config)
+    assert "".join(deltas).startswith(run.text)
+    # One release per allowed judgement, in its order, each the end of the text it was judged in.
+    passed = [text for text in run.passed if text] if run.released else []
+    for piece, judged in zip(run.released, passed, strict=False):
+        assert judged.endswith(piece)
+    assert len(run.released) <= len(run.passed)
+    assert (run.stopped is REFUSE) == (len(run.judged) > refused)
+
+
+@given(deltas=st.text("ab .\n", max_size=600).flatmap(chunked), config=configs)
+def test_the_buffer_stays_below_the_longest_passage_while_the_stream_runs(
+    deltas: list[str], config: StreamConfig
+) -> None:
+    run = run_gate(deltas, lambda _: ALLOW, config)
+    assert all(buffer < config.longest for buffer in run.buffers)
+    assert run.text == "".join(deltas)
+
+
+@given(
+    length=st.integers(0, 6000),
+    unit=st.sampled_from(["a", "word ", "A sentence. ", "a" * 50 + " ", "\n"]),
+    size=st.sampled_from([1, 7, 100_000]),
+    config=configs,
+)
+def test_the_cost_is_linear_in_the_length(
+    length: int, unit: str, size: int, config: StreamConfig
+) -> None:
+    text = (unit * (length // len(unit) + 1))[:length]
+    deltas = [text[i : i + size] for i in range(0, length, size)]
+    run = run_gate(deltas, lambda _: ALLOW, config)
+    # Two passages in a row are never both short, so there are at most 2 per half of `first`.
+    passages = 4 * length / config.first + 2
+    assert len(run.judged) <= passages + 1
+    assert sum(map(len, run.judged)) <= 2 * length + passages * config.context
+
+
+@given(
+    stream=streams(),
+    config=configs,
+    action=st.sampled_from([Action.ALLOW, Action.FLAG, Action.REDACT, Action.REFUSE]),
+)
+def test_an_answer_that_was_read_to_its_end_is_decided_as_check_decides_it(
+    stream: tuple[set[str], list[str]], config: StreamConfig, action: Action
+) -> None:
+    forbidden, deltas = stream
+    guard = guard_for(forbidden, action)
+    run = run_gate(deltas, judge_with(guard), config)
+    assert run.verdict is not None
+    assert run.verdict.action is guard.check(response="".join(deltas)).action
+    if run.stopped is None:
+        assert run.verdict == guard.check(response="".join(deltas))
+        assert "".join(deltas) in run.judged
+
+
+@pytest.mark.parametrize("size", [1, 5, 1000])
+def test_a_redacted_passage_is_masked_and_the_rest_goes_on(size: int) -> None:
+    text = "My name is fine. Call secret now. " * 20 + "The end."
+    deltas = [text[i : i + size] for i in range(0, len(text), size)]
+    run = run_gate(deltas, judge_with(guard_for({"secret"}, Action.REDACT)))
+    assert run.stopped is None
+    assert run.text == text.replace("secret", "[redacted]")
+
+
+def test_a_redaction_that_cannot_say_where_is_a_stop() -> None:
+    nowhere = Verdict(Action.REDACT, Direction.OUTPUT)
+    run = run_gate(["some text"], lambda _: nowhere)
+    assert run.stopped is nowhere
+    assert run.text == ""
+
+
+def test_a_masked_text_that_is_still_harmful_is_a_stop() -> None:
+    policy = Policy.parse(
+        'name = "t"\n[output]\nsevere = "refuse"\n[output.categories."Privacy Violation"]\n'
+        'minor = "redact"'
+    )
+    moderator = FakeModerator(
+        {
+            "phone": (Severity.MINOR, Category.PRIVACY_VIOLATION),
+            "my [redacted]": (Severity.SEVERE, Category.VIOLENCE),
+        }
+    )
+    run = run_gate(["call my phone"], judge_with(Guard(moderator, policy)))
+    assert run.stopped is not None
+    assert run.stopped.action is Action.REFUSE
+    assert run.text == ""
+
+
+def test_a_word_is_not_cut_in_two_when_it_has_an_end() -> None:
+    text = "alpha beta gamma delta epsilon " * 30
+    run = run_gate(text, lambda _: ALLOW, StreamConfig(first=20, longest=50))
+    assert len(run.released) > 10
+    assert all(piece.endswith(" ") for piece in run.released)
+
+
+def test_passages_end_with_a_sentence_where_one_ends() -> None:
+    run = run_gate("One two three four. Five six. Sev", lambda _: ALLOW, StreamConfig(first=30))
+    assert run.released == ["One two three four. Five six. ", "Sev"]
+
+
+def test_text_without_white_space_still_flows() -> None:
+    run = run_gate("字" * 5000, lambda _: ALLOW)
+    assert len(run.released) > 5
+    assert run.text == "字" * 5000
+
+
+def test_a_whole_answer_at_once_is_judged_twice_at_most() -> None:
+    run = run_gate(["A sentence. " * 5000], lambda _: ALLOW)
+    assert len(run.judged) == 2
+
+
+def test_the_first_text_comes_early_and_passages_grow() -> None:
+    run = run_gate("word " * 2000, lambda _: ALLOW)
+    sizes = [len(piece) for piece in run.released[:-1]]
+    assert sizes[0] <= 80
+    assert sizes[-1] > 500
+    assert sizes == sorted(sizes)
+
+
+@pytest.mark.parametrize(
+    "values",
+    [{"first": 0}, {"first": 700}, {"growth": 0.5}, {"context": -1}, {"mask": ""}],
+)
+def test_a_config_that_cannot_work_is_refused(values: dict[str, object]) -> None:
+    with pytest.raises(ValueError, match=next(iter(values))):
+        StreamConfig(**values)  # type: ignore[arg-type]
+
+
+def test_the_gate_says_what_it_needs_when_it_is_sent_something_else() -> None:
+    gate = stream_gate()
+    next(gate)
+    with pytest.raises(TypeError, match="needs a delta"):
+        gate.send(ALLOW)
+    gate = stream_gate(StreamConfig(first=1))
+    next(gate)
+    gate.send("text")
+    with pytest.raises(TypeError, match="needs a verdict"):
+        gate.send("text")
+
+
+@given(text=st.text(max_size=60), data=st.data())
+def test_masking_keeps_everything_outside_the_passages(text: str, data: st.DataObject) -> None:
+    index = st.integers(0, len(text))
+    spans = data.draw(st.lists(st.tuples(index, index).map(sorted), max_size=4))
+    skip = data.draw(index)
+    passages = [Passage(start, end, 1.0) for start, end in spans]
+    covered = {i for start, end in spans for i in range(start, end)}
+    out = mask_passages(text, passages, "\0", skip=skip)
+    kept = "".join(c for i, c in enumerate(text) if i >= skip and i not in covered)
+    # White space between two neighbouring passages goes with them.
+    assert "".join(out.replace("\0", "").split()) == "".join(kept.replace("\0", "").split())
+
+
+def test_leaked_chars_counts_whole_strings_only() -> None:
+    assert leaked_chars(["a bo", "mb and a bomb"], {"bomb"}) == 8
+    assert leaked_chars("a bom", {"bomb"}) == 0
+    assert leaked_chars("", {"bomb"}) == 0
