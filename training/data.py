@@ -134,8 +134,14 @@ def _over_refusal(row: dict[str, Any]) -> Example:
     )
 
 
-def _response(row: dict[str, Any]) -> Example:
-    """Human, derived or proxy safe/unsafe labels; PKU's own severities stay out of training."""
+# Rows with PKU's own severities: they validate severity, and are never trained on.
+_SEVERITY_REAL = ("linearsteering", "courtguard_pku180", "upsrm_pku_test")
+
+
+def _response(row: dict[str, Any]) -> Example | None:
+    """Human, derived or proxy safe/unsafe labels."""
+    if row["source"] in _SEVERITY_REAL:
+        return None
     return Example(
         prompt=row["prompt"],
         response=row["response"],
@@ -164,7 +170,9 @@ def _severity_tagged_prompt(row: dict[str, Any]) -> Example | None:
     )
 
 
-def _unlabelled(row: dict[str, Any]) -> Example:
+def _unlabelled(row: dict[str, Any]) -> Example | None:
+    if row["source"] == "harmbench_behaviors":  # a benchmark that the model is reported on
+        return None
     return Example(
         prompt=row["prompt"], response=row.get("response"), source=f"unlabelled/{row['source']}"
     )

@@ -13,6 +13,7 @@ import json
 import os
 import shutil
 import time
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -32,6 +33,8 @@ class Args:
     out: Path = Path("build/distil")
     trusted: tuple[str, ...] = ("annotated/", "benign/", "over_refusal/")
     """Prefixes of sources whose own labels stand alone."""
+    limit_per_source: int = 1800
+    """At most so many texts of one source are judged; the rest are left out."""
     weight: float = 0.7
     """Weight in the loss of a relabelled text."""
     chunk: int = 512
@@ -66,7 +69,9 @@ def main(args: Args) -> None:
     model = ModerationModel.load(args.teacher)
     examples = read_examples(args.data, "train")
     trusted = [e for e in examples if e.source.startswith(args.trusted)]
-    others = [e for e in examples if not e.source.startswith(args.trusted)]
+    others = _at_most(
+        [e for e in examples if not e.source.startswith(args.trusted)], args.limit_per_source
+    )
     args.out.mkdir(parents=True, exist_ok=True)
     partial = args.out / "train.partial"
     done = _whole_lines(partial)
@@ -85,6 +90,17 @@ def main(args: Args) -> None:
     for split in ("validation", "test"):
         shutil.copy(args.data / f"{split}.jsonl", args.out / f"{split}.jsonl")
     os.replace(partial, args.out / "train.jsonl")
+
+
+def _at_most(examples: Sequence[Example], limit: int) -> list[Example]:
+    """The first `limit` texts of each source, in the order of the file."""
+    seen: Counter[str] = Counter()
+    kept = []
+    for example in examples:
+        seen[example.source] += 1
+        if seen[example.source] <= limit:
+            kept.append(example)
+    return kept
 
 
 def _whole_lines(path: Path) -> int:

@@ -23,6 +23,7 @@ def tiny_base(tmp_path_factory: pytest.TempPathFactory) -> Path:
     )
     tokenizer.normalizer = normalizers.BertNormalizer(lowercase=True)
     tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
+    tokenizer.add_special_tokens(vocabulary[:4])
     tokenizer.save(str(folder / "tokenizer.json"))
     torch.manual_seed(0)
     config = transformers.BertConfig(
