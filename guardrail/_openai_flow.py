@@ -1,0 +1,215 @@
+"""What the two guarded APIs of `openai` share, sans-IO: the steps, the input, the judging of texts.
+
+A flow is a generator that yields steps and is sent what came of them; `_openai_client` runs it.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import sys
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, TypeVar
+
+from guardrail.chat_model import Message
+from guardrail.conversation import (
+    Check,
+    Close,
+    Pull,
+    Rules,
+    judge_input,
+    message_text,
+    read_messages,
+)
+from guardrail.errors import Blocked
+from guardrail.refusals import refusal_text
+from guardrail.stream import Judge, Need, Release, Stop, StreamConfig, stream_gate
+from guardrail.taxonomy import Direction
+from guardrail.verdict import Pair, Verdict
+
+__all__ = [
+    "Api",
+    "Ask",
+    "Gate",
+    "Give",
+    "judge_messages",
+    "judge_strings",
+    "judge_text",
+    "known",
+    "strings",
+    "whole",
+]
+
+T = TypeVar("T")
+# Made by the API, never by the model; noise to a moderator.
+_OPAQUE = {"id", "call_id", "item_id", "encrypted_content", "index", "status", "type"}
+_MODEL_MADE = {"arguments", "input"}  # in these, every name and value is the model's
+
+
+@dataclass(frozen=True, slots=True)
+class Give:
+    """Give `item` (a chunk or an event) to the caller. Send None."""
+
+    item: Any
+
+
+Judging = Generator[Check, Any, T]
+Flow = Generator[Check | Pull | Close | Give, Any, None]
+
+
+@dataclass(frozen=True, slots=True)
+class Ask:
+    """One request: its body as it may be sent, and the verdict on it (None: nothing was sent)."""
+
+    body: Mapping[str, Any]
+    prompt: str
+    verdict: Verdict | None
+    ok: bool
+    rules: Rules
+
+    @property
+    def note(self) -> dict[str, Any] | None:
+        return self.verdict.to_json() if self.verdict else None
+
+    def refusal(self, verdict: Verdict) -> str:
+        """The refusal text; raises Blocked where asked to."""
+        if self.rules.on_block == "raise":
+            raise Blocked(verdict)
+        return refusal_text(verdict, self.rules.policy)
+
+    def unjudged(self, what: str) -> Verdict:
+        return self.rules.policy.fail(Direction.OUTPUT, f"only text can be judged, not {what}")
+
+
+@dataclass(frozen=True, slots=True)
+class Api:
+    """One API: how its requests are read, its answers judged, its refusals written."""
+
+    answer_type: type[Any]
+    read: Callable[[Mapping[str, Any], Rules], Judging[Ask]]
+    judge: Callable[[Ask, Any], Judging[Any]]
+    stream: Callable[[Ask], Flow]
+    refused: Callable[[Ask], Any]
+    refused_stream: Callable[[Ask], Iterable[Any]]
+
+
+def judge_messages(
+    messages: Sequence[Message], rules: Rules
+) -> Judging[tuple[list[Message], str, Verdict, bool]]:
+    """The messages to send on, the prompt in them, the verdict, and whether they may be sent.
+
+    Raises ValueError on what are no messages, and on an unknown role: a server may take it for
+    the user's.
+    """
+    # A tool loop, or a system prompt alone, is a lawful request in which there is no user text.
+    asked = any(isinstance(m, Mapping) and m.get("role") == "user" for m in messages)
+    turns = read_messages([*messages, *([] if asked else [{"role": "user", "content": ""}])])
+    flow = judge_input(turns, rules)
+    step = next(flow)
+    while True:
+        assert isinstance(step, Check)  # judging an input takes nothing else
+        verdicts = yield step
+        try:
+            step = flow.send(verdicts)
+        except StopIteration as end:
+            turns, verdict, ok = end.value
+            break
+    prompt = message_text([m for m in turns if m["role"] == "user"][-1])
+    return turns if asked else turns[:-1], prompt, verdict, ok
+
+
+class Gate:
+    """The stream gate of one text. `text` is what was released, `verdict` the last decision."""
+
+    def __init__(self, prompt: str, config: StreamConfig) -> None:
+        self._prompt = prompt
+        self._gate = stream_gate(config)
+        self._event = next(self._gate)
+        self.text = ""
+        self.verdict: Verdict | None = None
+        self.stopped = False
+        self.ended = False
+
+    def push(self, delta: str | None) -> Judging[str]:
+        """What may go out now that `delta`, or the end (None), has come. Nothing after a stop."""
+        if self.ended:
+            return ""
+        released = ""
+        answer: str | Verdict | None = delta
+        try:
+            self._event = self._gate.send(answer)
+            while not isinstance(self._event, Need):
+                answer = None
+                match self._event:
+                    case Judge(text):
+                        [answer] = yield Check([Pair(self._prompt, text)])
+                    case Release(text):
+                        released += text
+                    case Stop():
+                        self.stopped = True
+                self._event = self._gate.send(answer)
+        except StopIteration as end:
+            self.verdict = end.value
+            self.ended = True
+        self.text += released
+        return released
+
+
+def known(model: Any, **update: Any) -> Any:
+    """A copy of a pydantic model without what its class does not know: that was not judged."""
+    copy = model.model_copy()
+    if copy.model_extra:
+        copy.model_extra.clear()
+    return copy.model_copy(update=update)
+
+
+def whole(config: StreamConfig) -> StreamConfig:
+    """Gathers everything, so that the one judgement is the one at the end."""
+    return dataclasses.replace(config, first=sys.maxsize, longest=sys.maxsize)
+
+
+def judge_text(ask: Ask, text: str) -> Judging[tuple[str | None, Verdict]]:
+    """The text as it may go out, redacted where it has to be, or None; and the verdict."""
+    gate = Gate(ask.prompt, whole(ask.rules.stream))
+    yield from gate.push(text)
+    yield from gate.push(None)
+    assert gate.verdict is not None  # a gate that has ended has decided
+    return None if gate.stopped else gate.text, gate.verdict
+
+
+def judge_strings(ask: Ask, value: Any) -> Judging[Verdict]:
+    """The verdict on all strings in JSON data, the names of its keys included."""
+    [verdict] = yield Check([Pair(ask.prompt, "\n".join(strings(value)))])
+    return verdict  # type: ignore[no-any-return]
+
+
+def strings(value: Any, *, made: bool = False) -> Iterator[str]:
+    """The texts in JSON data; a string that is itself JSON (a tool call's arguments) is read, for
+    escapes such as `\\u0062` hide words from a moderator."""
+    if isinstance(value, str):
+        inner = _parsed(value)
+        if inner is None:
+            yield value
+        else:
+            yield from strings(inner, made=True)
+    elif isinstance(value, Mapping):
+        for name, part in value.items():
+            if made or name not in _OPAQUE:
+                yield from (name, *strings(part, made=made or name in _MODEL_MADE))
+    elif isinstance(value, list | tuple):
+        for part in value:
+            yield from strings(part, made=made)
+    elif value is not None and not isinstance(value, bool):
+        yield str(value)
+
+
+def _parsed(text: str) -> list[Any] | None:
+    if not text.lstrip().startswith(("{", "[", '"')):
+        return None
+    try:
+        # Pairs, not dicts: of a key that stands there twice, a dict would hold one.
+        found = json.loads(text, object_pairs_hook=lambda pairs: [list(pair) for pair in pairs])
+    except (ValueError, RecursionError):
+        return None
+    return [found]
