@@ -7,7 +7,6 @@ else that they could disagree on.
 from __future__ import annotations
 
 import dataclasses
-import sys
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Generator, Iterator, Sequence
 from contextlib import contextmanager
 from types import TracebackType
@@ -121,10 +120,8 @@ class GuardedChat:
 
     def _flow(self, messages: str | Sequence[Message], *, whole: bool = False) -> _Flow:
         rules = self._rules
-        if whole:  # gather everything, so that the one judgement is the one at the end
-            size = sys.maxsize
-            config = dataclasses.replace(rules.stream, first=size, longest=size)
-            rules = dataclasses.replace(rules, stream=config)
+        if whole:
+            rules = dataclasses.replace(rules, stream=rules.stream.gathered())
         return conversation(read_messages(messages), rules)
 
 

@@ -34,8 +34,12 @@ __all__ = [
     "Rules",
     "Step",
     "conversation",
+    "judge_input",
+    "message_text",
     "read_messages",
 ]
+
+ROLES = ("system", "developer", "user", "assistant", "tool", "function")
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,6 +111,11 @@ def read_messages(messages: str | Sequence[Message]) -> list[Message]:
     for i, message in enumerate(found):
         if not isinstance(message, Mapping) or not isinstance(message.get("role"), str):
             raise ValueError(f"message {i} must be a dict with a 'role' and a 'content'")
+        if message["role"] not in ROLES:  # a server might take it for the user's
+            raise ValueError(
+                f"message {i} has the unknown role {message['role']!r}: use one of "
+                f"{', '.join(ROLES)}"
+            )
         if not isinstance(message.get("content"), str | list | None):
             raise ValueError(f"message {i}: 'content' must be a text or a list of parts")
     if not any(message["role"] == "user" for message in found):
@@ -116,10 +125,10 @@ def read_messages(messages: str | Sequence[Message]) -> list[Message]:
 
 def conversation(messages: Sequence[Message], rules: Rules) -> Generator[Step, Any, ChatResult]:
     """The protocol of one answer to `messages`. May raise Blocked."""
-    turns, seen, ok = yield from _input(list(messages), rules)
+    turns, seen, ok = yield from judge_input(list(messages), rules)
     if not ok:
         return (yield from _refuse(seen, rules, ChatResult("", "", seen)))
-    prompt = _text(turns[_user_turns(turns)[-1]])
+    prompt = message_text(turns[_user_turns(turns)[-1]])
     tries = rules.regenerate_tries
     while True:
         yield Open(turns)
@@ -189,7 +198,7 @@ def _instructed(messages: list[Message]) -> list[Message]:
 # --- input ---------------------------------------------------------------------------------------
 
 
-def _input(
+def judge_input(
     messages: list[Message], rules: Rules
 ) -> Generator[Step, Any, tuple[list[Message], Verdict, bool]]:
     """The messages to send on, the verdict on them, and whether they may be sent."""
@@ -232,10 +241,11 @@ def _views(messages: Sequence[Message], turns: int) -> list[list[int]]:
 
 
 def _pairs(messages: Sequence[Message], views: Sequence[Sequence[int]]) -> list[Pair]:
-    return [Pair("\n".join(_text(messages[i]) for i in view)) for view in views]
+    return [Pair("\n".join(message_text(messages[i]) for i in view)) for view in views]
 
 
-def _text(message: Message) -> str:
+def message_text(message: Message) -> str:
+    """The text of a message, its text parts joined by line breaks."""
     content = message.get("content")
     if content is None or isinstance(content, str):
         return content or ""
@@ -274,7 +284,7 @@ def _masked(
             continue
         start = 0
         for i in view:
-            size = len(_text(messages[i]))
+            size = len(message_text(messages[i]))
             found.setdefault(i, []).extend(
                 Passage(max(0, p.start - start), min(size, p.end - start), p.probability)
                 for p in verdict.passages
@@ -282,7 +292,7 @@ def _masked(
             )
             start += size + 1
     return [
-        {**message, "content": mask_passages(_text(message), found[i], mask)}
+        {**message, "content": mask_passages(message_text(message), found[i], mask)}
         if found.get(i)
         else message
         for i, message in enumerate(messages)

@@ -21,7 +21,9 @@ alone, is seen only when the whole answer is judged, at its end.
 
 from __future__ import annotations
 
+import dataclasses
 import re
+import sys
 from collections.abc import Generator, Iterable
 from dataclasses import dataclass
 
@@ -86,6 +88,10 @@ class StreamConfig:
         # An empty mask would join what stood on both sides of a passage into something unjudged.
         if not self.mask.strip():
             raise ValueError("mask must hold a visible character")
+
+    def gathered(self) -> StreamConfig:
+        """For an answer that is not streamed: all of it is gathered, and judged once."""
+        return dataclasses.replace(self, first=sys.maxsize, longest=sys.maxsize)
 
 
 _SENTENCE = re.compile(r"[.!?…][\"')\]]*\s|\n")

@@ -367,6 +367,10 @@ def test_a_policy_that_opens_on_errors_still_judges_the_text_beside_an_image() -
         ([{"content": "x"}], "message 0 must be a dict"),
         (["x"], "message 0 must be a dict"),
         ([{"role": "user", "content": 3}], "must be a text or a list"),
+        (
+            [{"role": "human", "content": "bomb"}, {"role": "user", "content": "hi"}],
+            "unknown role 'human'",
+        ),
     ],
 )
 def test_messages_that_are_none_are_refused_at_once(messages: Any, said: str) -> None:

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import base64
 import time
+from itertools import pairwise
 
 import numpy as np
 import pytest
@@ -209,8 +210,8 @@ def test_foreign_scripts_and_encoded_blobs_are_unreadable(text: str) -> None:
         "/usr/lib/python3/dist-packages/sklearn/linear_model/_logistic_regression_path.py",
         "Mail ada@example.org and bob.smith+tag@mail.example.co.uk today",
         "The id is 123e4567-e89b-12d3-a456-426614174000.",
-        f"The sha256 of the file that you sent me yesterday evening is {DIGEST}, and that is what I "
-        "find on my own machine as well.",
+        f"The sha256 of the file that you sent me yesterday evening is {DIGEST}, and that is "
+        "what I find on my own machine as well.",
         "def add(a: int, b: int) -> int:\n    return a + b\n\n\nprint(add(1, 2))  # 3\n",
         "for (int i = 0; i < n; ++i) { x[i] += y[i] * z[i]; }",
         "| name | age |\n|------|-----|\n| Ada | 36 |\n| Bob | 41 |\n",
@@ -246,7 +247,7 @@ def test_base64_is_told_from_prose_at_any_length_over_forty() -> None:
 def test_sentences_hold_every_visible_character_once(text: str) -> None:
     spans = sentences(text)
     assert all(a < b for a, b in spans)
-    assert all(b <= c for (_, b), (c, _) in zip(spans, spans[1:], strict=False))
+    assert all(b <= c for (_, b), (c, _) in pairwise(spans))
     assert "".join("".join(text[a:b].split()) for a, b in spans) == "".join(text.split())
 
 
@@ -287,9 +288,7 @@ def test_windows_cover_every_character_of_any_text(
 def test_windows_hold_every_token_and_overlap_as_told(encoder: Encoder, letters: list[str]) -> None:
     head = len(encoder.encode(Pair("", ""))[0].ids) - 1
     ids = {c: encoder.encode(Pair("", c))[0].ids[head] for c in LETTERS}
-    first, *rest = (
-        w.ids[head:-1] for w in encoder.encode(Pair("", " ".join(f"{c}" for c in letters)))
-    )
+    first, *rest = (w.ids[head:-1] for w in encoder.encode(Pair("", "  ".join(letters))))
     joined = first
     for body in rest:
         assert joined[-SMALL.overlap :] == body[: SMALL.overlap]

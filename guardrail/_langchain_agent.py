@@ -1,0 +1,94 @@
+"""`GuardrailMiddleware`: every model call of a `create_agent` agent behind the guard."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable, Sequence
+from typing import Any, Literal
+
+from langchain.agents.middleware import AgentMiddleware, ModelRequest, ModelResponse
+from langchain.agents.structured_output import StructuredOutputValidationError
+from langchain_core.messages import AIMessage, BaseMessage
+
+from guardrail.errors import GuardrailError
+from guardrail.guard import Guard
+from guardrail.langchain import GuardedChatModel
+from guardrail.stream import StreamConfig
+
+__all__ = ["GuardrailMiddleware"]
+
+
+class GuardrailMiddleware(AgentMiddleware[Any, Any, Any]):
+    """Puts the guard around the model of an agent, so that no stream mode shows what was not
+    judged.
+
+        agent = create_agent(model, tools, middleware=[GuardrailMiddleware(guard=guard)])
+
+    Put it last: a middleware after it could put another model in its place. Then the agent stops
+    with GuardrailError. A middleware with a model of its own (a summariser) takes a
+    `GuardedChatModel` where its words may reach the user.
+
+    What the user says is judged before the model is called; results of tools are not user text, and
+    go to the model as they are. A refusal calls no tool, so the agent ends with it;
+    `structured_response` is None then. Options as in `GuardedChatModel`.
+    """
+
+    def __init__(
+        self,
+        guard: Guard | None = None,
+        *,
+        on_block: Literal["refuse", "raise"] = "refuse",
+        context_turns: int = 4,
+        regenerate_tries: int = 2,
+        stream_config: StreamConfig | None = None,
+    ) -> None:
+        super().__init__()
+        self._options: dict[str, Any] = {
+            "guard": guard if guard is not None else Guard(),
+            "on_block": on_block,
+            "context_turns": context_turns,
+            "regenerate_tries": regenerate_tries,
+            "stream_config": stream_config or StreamConfig(),
+        }
+
+    def wrap_model_call(
+        self,
+        request: ModelRequest[Any],
+        handler: Callable[[ModelRequest[Any]], ModelResponse[Any]],
+    ) -> ModelResponse[Any]:
+        try:
+            response = handler(self._guarded(request))
+        except StructuredOutputValidationError as error:
+            response = _refusal(error)
+        return _judged(response)
+
+    async def awrap_model_call(
+        self,
+        request: ModelRequest[Any],
+        handler: Callable[[ModelRequest[Any]], Awaitable[ModelResponse[Any]]],
+    ) -> ModelResponse[Any]:
+        try:
+            response = await handler(self._guarded(request))
+        except StructuredOutputValidationError as error:
+            response = _refusal(error)
+        return _judged(response)
+
+    def _guarded(self, request: ModelRequest[Any]) -> ModelRequest[Any]:
+        return request.override(model=GuardedChatModel(inner=request.model, **self._options))
+
+
+def _refusal(error: StructuredOutputValidationError) -> ModelResponse[Any]:
+    """A refusal does not fit the schema that was asked for: it is the answer nevertheless."""
+    if error.ai_message.response_metadata.get("finish_reason") != "content_filter":
+        raise error
+    return ModelResponse(result=[error.ai_message])
+
+
+def _judged(response: ModelResponse[Any]) -> ModelResponse[Any]:
+    messages: Sequence[BaseMessage] = response.result
+    for message in messages:
+        if isinstance(message, AIMessage) and "guardrail" not in message.response_metadata:
+            raise GuardrailError(
+                "an answer did not pass the guard: another middleware replaced the model or the "
+                "answer; put GuardrailMiddleware last in the list of middleware"
+            )
+    return response

@@ -1,0 +1,375 @@
+"""LangChain messages to and from what the guard's protocol speaks. Opens nothing.
+
+An answer has a part that can stream, its text, and parts that are judged whole before they go out:
+tool calls, reasoning, and whatever else a message can hold. `Answer` keeps them apart.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
+from typing import Any
+
+from langchain_core.messages import (
+    AIMessage,
+    AIMessageChunk,
+    BaseMessage,
+    ChatMessage,
+    FunctionMessage,
+    SystemMessage,
+    ToolMessage,
+    message_chunk_to_message,
+)
+from langchain_core.messages.ai import UsageMetadata
+from langchain_core.messages.tool import tool_call_chunk
+from pydantic import BaseModel
+
+from guardrail.chat_model import Message, Reply
+from guardrail.conversation import ChatResult, Check, Close, Open, Pull, Step
+from guardrail.errors import UpstreamError
+from guardrail.policy import Policy
+from guardrail.taxonomy import Direction
+from guardrail.verdict import Action, Pair, Verdict
+
+__all__ = ["Answer", "all_words", "from_turns", "is_user", "to_turns"]
+
+# --- input ---------------------------------------------------------------------------------------
+
+_ORIGIN = "langchain"
+_ROLES = {"assistant", "developer", "function", "system", "tool"}
+
+
+def to_turns(messages: Iterable[BaseMessage]) -> list[Message]:
+    """The messages as the protocol reads them, each with the one that it came from. A role that
+    is not known counts as the user's, so that it is judged."""
+    return [{"role": _role(m), "content": _content(m), _ORIGIN: m} for m in messages]
+
+
+def from_turns(turns: Iterable[Message]) -> list[BaseMessage]:
+    """Those same messages, but for the text of those that the protocol masked, and with the system
+    message that it may have added."""
+    return [_back(turn) for turn in turns]
+
+
+def is_user(message: BaseMessage) -> bool:
+    """True for what counts as a user's message."""
+    return _role(message) == "user"
+
+
+def _role(message: BaseMessage) -> str:
+    match message:
+        case AIMessage():
+            return "assistant"
+        case SystemMessage():
+            return "system"
+        case ToolMessage() | FunctionMessage():
+            return "tool"
+        case ChatMessage(role=role) if role in _ROLES:
+            return role
+    return "user"
+
+
+def _content(message: BaseMessage) -> str | list[Any]:
+    if isinstance(message, AIMessage):  # its other parts were judged when the model said them
+        return str(message.text)
+    if isinstance(message.content, str):
+        return message.content
+    return [{"type": "text", "text": p} if isinstance(p, str) else p for p in message.content]
+
+
+def _back(turn: Message) -> BaseMessage:
+    origin: BaseMessage | None = turn.get(_ORIGIN)
+    content = turn["content"]
+    if origin is None:
+        return SystemMessage(content)
+    if content == _content(origin):
+        return origin
+    if isinstance(origin.content, list) and isinstance(origin, AIMessage):
+        content = [{"type": "text", "text": content}, *_other_blocks(origin)]
+    return origin.model_copy(update={"content": content})
+
+
+# --- output --------------------------------------------------------------------------------------
+
+# Kinds of content blocks that hold words and nothing else; another kind cannot be judged.
+_CALL_BLOCKS = {
+    "custom_tool_call", "function_call", "input_json_delta", "invalid_tool_call", "tool_call",
+    "tool_call_chunk", "tool_use",
+}  # fmt: skip
+_WORD_BLOCKS = _CALL_BLOCKS | {
+    "citation", "code_execution_tool_result", "code_interpreter_call", "file_search_call",
+    "mcp_call", "mcp_list_tools", "mcp_tool_result", "mcp_tool_use", "reasoning",
+    "redacted_thinking", "refusal", "server_tool_call", "server_tool_call_chunk",
+    "server_tool_result", "server_tool_use", "text", "thinking", "web_search_call",
+    "web_search_tool_result",
+}  # fmt: skip
+_NOT_WORDS = {
+    "call_id", "data", "encrypted_content", "encrypted_index", "id", "index", "signature",
+    "status", "tool_call_id", "tool_use_id", "type",
+}  # fmt: skip
+# What a withheld or masked answer keeps of the model's metadata: nothing that can quote its text.
+_SAFE_METADATA = (
+    "finish_reason", "id", "model", "model_name", "model_provider", "service_tier", "stop_reason",
+    "system_fingerprint", "token_usage", "usage",
+)  # fmt: skip
+
+
+class Answer:
+    """One guarded answer: takes the model's pieces, gives out what was judged.
+
+    plain: give out str, not messages; set by the first piece that is a str.
+    """
+
+    def __init__(self, policy: Policy, *, plain: bool = False) -> None:
+        self._policy = policy
+        self._plain = plain
+        self._clear()
+
+    def _clear(self) -> None:
+        self._whole: AIMessage | None = None
+        self._text = ""
+        self._meta = AIMessageChunk(content="")
+        self._block: dict[str, Any] | None = None  # the text block that deltas belong to
+        self._drop_held()
+
+    def _drop_held(self) -> None:
+        self._held: list[AIMessageChunk] = []
+        self._complete = 0  # held[:complete] has been followed by text, or by the end
+        self._judged: list[AIMessageChunk] = []
+
+    # --- in
+
+    def take(self, piece: object) -> Reply:
+        """A piece of the model's answer; what is returned of it is the text to judge.
+        Raises UpstreamError for a piece that is neither a message of the model nor a str."""
+        if isinstance(piece, str):
+            self._plain = True
+            self._text += piece
+            return Reply(piece)
+        if not isinstance(piece, AIMessage):
+            raise UpstreamError(
+                f"a guarded chain must answer with str or AIMessage, not {type(piece).__name__}"
+            )
+        if not isinstance(piece, AIMessageChunk):
+            self._whole = piece
+            piece = _as_chunk(piece)
+        text = str(piece.text)
+        if text:
+            self._complete = len(self._held)
+            self._block = _text_block(piece)
+        if (rest := _without_text(piece)) is not None:
+            self._held.append(rest)
+        self._text += text
+        self._meta += AIMessageChunk(
+            content="",
+            id=piece.id,
+            name=piece.name,
+            response_metadata=piece.response_metadata,
+            usage_metadata=_usage(piece),
+        )
+        metadata = piece.response_metadata
+        return Reply(text, metadata.get("finish_reason") or metadata.get("stop_reason"))
+
+    def guard(self, flow: Generator[Step, Any, ChatResult]) -> Generator[Step, Any, ChatResult]:
+        """`flow`, with what is held judged beside the text, as soon as it is complete."""
+        answer: Any = None
+        while True:
+            try:
+                step = flow.send(answer)
+            except StopIteration as end:
+                return end.value  # type: ignore[no-any-return]
+            match step:
+                case Open():
+                    self._clear()
+                case Close():
+                    self._drop_held()
+                case Check([Pair(prompt, str()), *_] as pairs) if self._complete:
+                    held = self._held[: self._complete]
+                    verdicts = yield Check([*pairs, Pair(prompt, _words(_sum(held)))])
+                    answer = self._decide(held, *verdicts)
+                    continue
+            answer = yield step
+            if isinstance(step, Pull) and answer is None:
+                self._complete = len(self._held)
+
+    def _decide(self, held: list[AIMessageChunk], text: Verdict, rest: Verdict) -> list[Verdict]:
+        if (strange := _not_words(held)) is not None:
+            rest = self._policy.fail(Direction.OUTPUT, strange)
+        if rest.delivers:
+            self._judged += held
+            del self._held[: self._complete]
+            self._complete = 0
+        elif rest.action is Action.REDACT:  # a call with a hole in it is another call
+            rest = dataclasses.replace(rest, action=Action.REFUSE)
+        return [max(text, rest, key=lambda verdict: verdict.action.rank)]
+
+    # --- out
+
+    def emit(self, text: str) -> Iterator[AIMessageChunk | str]:
+        """Judged text, and what was judged before it; but calls wait until all of it was."""
+        if self._plain:
+            yield text
+            return
+        calls = [i for i, chunk in enumerate(self._judged) if chunk.tool_call_chunks]
+        ready = calls[0] if calls else len(self._judged)
+        if ready:
+            yield _sum(self._judged[:ready])
+            del self._judged[:ready]
+        content: Any = text if self._block is None else [{**self._block, "text": text}]
+        yield AIMessageChunk(content=content, id=self._meta.id)
+
+    def finish(self, result: ChatResult) -> Iterator[AIMessageChunk | str]:
+        """The calls, and whatever else waited; metadata with `finish_reason` and the verdict."""
+        if self._plain:
+            return
+        judged = [] if result.blocked else self._judged
+        last = _sum([*judged, AIMessageChunk(content="", id=self._meta.id)])
+        if not self._unchanged(result):  # they may quote what was masked
+            last.additional_kwargs = {}
+        yield last.model_copy(
+            update={
+                "response_metadata": self._metadata(result),
+                "usage_metadata": self._meta.usage_metadata,
+                "name": self._meta.name,
+                "chunk_position": "last",
+            }
+        )
+
+    def joined(self, given: Sequence[tuple[AIMessageChunk | str, ChatResult | None]]) -> Any:
+        """All that was `given`, with its result, as one: a str, or an AIMessage; the model's own
+        where nothing of it was changed."""
+        if self._plain:
+            return "".join(str(piece) for piece, _ in given)
+        result = given[-1][1]
+        if self._whole is not None and result is not None and self._unchanged(result):
+            metadata = self._metadata(result)
+            return self._whole.model_copy(update={"response_metadata": metadata})
+        return message_chunk_to_message(
+            _sum([piece for piece, _ in given if isinstance(piece, AIMessageChunk)])
+        )
+
+    def _unchanged(self, result: ChatResult) -> bool:
+        return not result.blocked and result.text == self._text
+
+    def _metadata(self, result: ChatResult) -> dict[str, Any]:
+        said = self._meta.response_metadata
+        if not self._unchanged(result):
+            said = {key: said[key] for key in _SAFE_METADATA if key in said}
+        if result.blocked:
+            said = {**said, "finish_reason": "content_filter"}
+        verdict = result.output_verdict or result.input_verdict
+        return {**said, "guardrail": verdict.to_json()}
+
+
+def _sum(chunks: Sequence[AIMessageChunk]) -> AIMessageChunk:
+    first, *others = chunks
+    return first.__add__(others) if others else first.model_copy()
+
+
+def _as_chunk(message: AIMessage) -> AIMessageChunk:
+    calls = [(c["name"], json.dumps(c["args"]), c["id"]) for c in message.tool_calls]
+    calls += [(c["name"] or "", c["args"] or "", c["id"]) for c in message.invalid_tool_calls]
+    return AIMessageChunk(
+        content=message.content,
+        id=message.id,
+        name=message.name,
+        tool_call_chunks=[
+            tool_call_chunk(name=name, args=args, id=call_id, index=i)
+            for i, (name, args, call_id) in enumerate(calls)
+        ],
+        additional_kwargs=message.additional_kwargs,
+        response_metadata=message.response_metadata,
+        usage_metadata=_usage(message),
+    )
+
+
+def _usage(message: AIMessage) -> UsageMetadata | None:
+    """Its usage; None for what an answer from a cache carries, which is none and does not add."""
+    usage = message.usage_metadata
+    return usage if usage is not None and "input_tokens" in usage else None
+
+
+def _text_block(chunk: AIMessageChunk) -> dict[str, Any] | None:
+    """The head of the block that the text of a chunk stands in; None where content is a str."""
+    if isinstance(chunk.content, str):
+        return None
+    blocks = [b for b in chunk.content if isinstance(b, dict) and b.get("type") == "text"]
+    head = blocks[-1] if blocks else {}
+    return {"type": "text", **{k: head[k] for k in ("index", "id") if k in head}}
+
+
+def _other_blocks(message: AIMessage) -> list[Any]:
+    """The content blocks without their text; a text block stays where it holds more than that."""
+    blocks: list[Any] = []
+    for block in message.content if isinstance(message.content, list) else []:
+        if isinstance(block, str):
+            continue
+        if block.get("type") != "text" or not isinstance(block.get("text"), str):
+            blocks.append(block)
+        elif any(block[key] for key in block.keys() - {"type", "text", "index", "id"}):
+            blocks.append({**block, "text": ""})
+    return blocks
+
+
+def _without_text(chunk: AIMessageChunk) -> AIMessageChunk | None:
+    blocks = _other_blocks(chunk)
+    if not (blocks or chunk.tool_call_chunks or chunk.additional_kwargs):
+        return None
+    return AIMessageChunk(
+        content=blocks or "",
+        id=chunk.id,
+        tool_call_chunks=chunk.tool_call_chunks,
+        additional_kwargs=chunk.additional_kwargs,
+    )
+
+
+def all_words(message: AIMessage) -> str:
+    """Everything in words that an answer holds, its text first."""
+    chunk = message if isinstance(message, AIMessageChunk) else _as_chunk(message)
+    rest = _without_text(chunk)
+    parts = [str(chunk.text), _words(rest) if rest is not None else ""]
+    return "\n".join(filter(None, parts))
+
+
+def _not_words(held: Sequence[AIMessageChunk]) -> str | None:
+    """Why something in an answer cannot be judged: an image, a sound, a kind not known."""
+    kinds = {str(b.get("type")) for c in held for b in _other_blocks(c)} - _WORD_BLOCKS
+    kinds |= {"audio"} if any(c.additional_kwargs.get("audio") for c in held) else set()
+    if not kinds:
+        return None
+    return f"only text can be judged, and the answer holds a part of type {min(kinds)!r}"
+
+
+def _words(held: AIMessageChunk) -> str:
+    """Everything in words that a message without text holds. Calls are read from the parsed form:
+    a word may hide behind JSON's escapes."""
+    calls = held.tool_call_chunks
+    blocks = [b for b in _other_blocks(held) if not (calls and b.get("type") in _CALL_BLOCKS)]
+    extra = {k: v for k, v in held.additional_kwargs.items() if not (calls and k == "tool_calls")}
+    found = [*_strings(blocks, _NOT_WORDS), *_strings(extra, _NOT_WORDS)]
+    for call in calls:
+        found.append(call["name"] or "")
+        try:
+            found += _strings(json.loads(call["args"] or "null"), None)
+        except json.JSONDecodeError:
+            found.append(call["args"] or "")
+    return "\n".join(filter(None, found))
+
+
+def _strings(value: object, skip: set[str] | None) -> Iterator[str]:
+    """Every string in a value; without `skip`, the keys of its objects too, which a model made."""
+    match value:
+        case str():
+            yield value
+        case BaseModel():
+            yield from _strings(value.model_dump(mode="json"), skip)
+        case Mapping():
+            for key, item in value.items():
+                if skip is None:
+                    yield str(key)
+                if skip is None or key not in skip:
+                    yield from _strings(item, skip)
+        case list() | tuple():
+            for item in value:
+                yield from _strings(item, skip)
