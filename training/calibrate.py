@@ -125,8 +125,10 @@ def main(args: Args) -> None:
             "severity": [[round(x, 4) for x in pair] for pair in fitted.severity],
             "categories": [[round(x, 4) for x in pair] for pair in fitted.categories],
         }
-        print(f"{direction.value}: {split} annotated, {len(benign)} benign: "
-              f"{thresholds[direction.value]['severity']}")
+        print(
+            f"{direction.value}: {split} annotated, {len(benign)} benign: "
+            f"{thresholds[direction.value]['severity']}"
+        )
     write_manifest(
         args.model,
         replace(moderator.manifest, calibration=calibration, thresholds=thresholds),

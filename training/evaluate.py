@@ -1,6 +1,6 @@
-"""Evaluation of the exported artifact, as the SDK decides: thresholds, calibration, windows and all.
+"""Evaluation of the exported artifact, as the SDK decides: thresholds, calibration, windows.
 
-    python -m training.evaluate --model guardrail/models/small --data build/data --source ../shared/data
+    python -m training.evaluate --model guardrail/models/small --source ../shared/data
 
 Every set is kept out of training: test splits by prompt, and public sets without the texts whose
 normalised prompt is in the training split. Label kinds are never pooled. 95 % intervals by
@@ -71,7 +71,9 @@ def decide(moderator: OnnxModerator, examples: Sequence[Example], label: str) ->
         rows = np.array([Pair(e.prompt, e.response).direction is direction for e in examples])
         if not rows.any():
             continue
-        s, c = calibrated(logits_s[rows], logits_c[rows], moderator.manifest.calibration_of(direction))
+        s, c = calibrated(
+            logits_s[rows], logits_c[rows], moderator.manifest.calibration_of(direction)
+        )
         thresholds = moderator.thresholds[direction]
         levels = np.array([thresholds.severity.get(level, 0.5) for level in LEVELS])
         limits = np.array([thresholds.categories.get(category, 0.5) for category in Category])
@@ -111,7 +113,9 @@ def score(examples: Sequence[Example], seen: Decisions) -> dict[str, Any]:
     if unsafe.any() and all(e.categories is not None for e in examples):
         names = np.stack([targets(e)[2] for e in examples])
         figures["category_f1"] = f1_score(names, seen.held, average="micro", zero_division=0)
-    return {k: v if v is None or isinstance(v, int) else round(float(v), 4) for k, v in figures.items()}
+    return {
+        k: v if v is None or isinstance(v, int) else round(float(v), 4) for k, v in figures.items()
+    }
 
 
 def bootstrap(

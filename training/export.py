@@ -24,8 +24,9 @@ from guardrail.artifact import Manifest, write_manifest
 from guardrail.encoding import Encoder, EncoderConfig
 from guardrail.moderator import OnnxModerator
 from guardrail.verdict import Pair
+from training.batching import encode, predict
 from training.data import Example, read_examples
-from training.moderation import ModerationModel, encode, predict
+from training.model import ModerationModel
 from training.scoring import text_logits
 
 LICENCE = "CC-BY-NC-4.0"
@@ -127,7 +128,7 @@ def data_source(name: str, rows: int) -> dict[str, Any]:
         "prompts": "CC-BY-NC-4.0 (BeaverTails, PKU-SafeRLHF); MIT (HH-RLHF)",
         "benign": "CC-BY-NC-4.0 (AlpacaFarm, Alpaca); CC-BY-SA-3.0 (Dolly)",
         "over_refusal": "CC-BY-4.0 (XSTest); none stated (OKTest)",
-        "unlabelled": "MIT (GPTFuzz); Apache-2.0 (DiaSafety); CC-BY-NC-4.0; CC-BY-NC-SA-4.0 (S-Eval)",
+        "unlabelled": "MIT (GPTFuzz); Apache-2.0 (DiaSafety); CC-BY-NC-SA-4.0 (S-Eval)",
         "pku": "CC-BY-NC-4.0 (PKU-SafeRLHF)",
     }
     return {"name": name, "rows": rows, "licence": licences.get(name, "see the data card")}

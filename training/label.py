@@ -22,8 +22,9 @@ import numpy as np
 import tyro
 
 from guardrail.encoding import Encoder, EncoderConfig
+from training.batching import encode, predict
 from training.data import Example, read_examples
-from training.moderation import ModerationModel, encode, predict
+from training.model import ModerationModel
 
 
 @dataclass

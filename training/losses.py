@@ -28,15 +28,3 @@ def masked_bce(logits: Tensor, target: Tensor, mask: Tensor, weight: Tensor) -> 
     loss = F.binary_cross_entropy_with_logits(logits, target, reduction="none") * mask
     known = (mask.sum(dim=1) > 0).to(weight.dtype) * weight
     return (loss.sum(dim=1) * weight).sum() / known.sum().clamp(min=1e-6)
-
-
-def ranking(scores: Tensor, order: Tensor, group: Tensor) -> Tensor:
-    """In-prompt contrast: of two answers to one prompt, the graver one must score higher.
-
-    scores: (batch,) logits; order: (batch,) severities, NaN where unknown; group: (batch,) prompt
-    ids. Returns the mean logistic loss over all pairs of one prompt whose severities differ
-    (RankNet, Burges et al. 2005); zero where there is no such pair.
-    """
-    pairs = (group[:, None] == group[None, :]) & (order[:, None] > order[None, :])
-    margins = (scores[:, None] - scores[None, :])[pairs]
-    return F.softplus(-margins).mean() if margins.numel() else scores.sum() * 0.0

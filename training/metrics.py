@@ -47,9 +47,7 @@ def _kappa(truth: np.ndarray, called: np.ndarray) -> float:
     return float(cohen_kappa_score(truth, called, weights="quadratic", labels=[0, 1, 2, 3]))
 
 
-def expected_calibration_error(
-    probability: np.ndarray, truth: np.ndarray, bins: int = 15
-) -> float:
+def expected_calibration_error(probability: np.ndarray, truth: np.ndarray, bins: int = 15) -> float:
     """Mean |confidence - frequency| over equal-width bins, weighted by size (Guo et al. 2017)."""
     index = np.minimum((probability * bins).astype(int), bins - 1)
     gaps = [

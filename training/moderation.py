@@ -15,7 +15,7 @@ import math
 import os
 import random
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -25,14 +25,14 @@ import torch
 import tyro
 from accelerate import Accelerator
 from torch import Tensor, nn
-from transformers import AutoConfig, AutoModel
 
-from guardrail.encoding import Encoder, EncoderConfig, Window, pad
-from guardrail.verdict import Pair
+from guardrail.encoding import Encoder, EncoderConfig
 from training.bases import MINILM, base_folder
-from training.data import Example, read_examples, targets
-from training.losses import masked_bce, monotone_logits
+from training.batching import Encoded, batches, encode, predict, tensors
+from training.data import Example, read_examples
+from training.losses import masked_bce
 from training.metrics import moderation_metrics
+from training.model import ModerationModel
 
 
 @dataclass
@@ -62,8 +62,6 @@ class Args:
     prefix: float = 0.0
     """Share of harmless answers cut short, since streams are judged on prefixes."""
     severity_weight: tuple[float, float, float] = (1.0, 1.0, 1.0)
-    ema: float = 0.0
-    """Decay of a running average of the weights, which is then what is kept; 0 for none."""
     seed: int = 0
     max_tokens: int = 256
     prompt_tokens: int = 80
@@ -76,113 +74,6 @@ class Args:
     @property
     def encoder(self) -> EncoderConfig:
         return EncoderConfig(self.max_tokens, self.prompt_tokens, self.overlap)
-
-
-class ModerationModel(nn.Module):
-    """Encoder, mean pooling, two linear heads."""
-
-    def __init__(self, encoder: nn.Module, width: int, dropout: float = 0.1) -> None:
-        super().__init__()
-        self.encoder = encoder
-        self.dropout = nn.Dropout(dropout)
-        self.severity = nn.Linear(width, 3)
-        self.categories = nn.Linear(width, 19)
-        nn.init.constant_(self.categories.bias, -3.0)  # each of the 19 is rare
-
-    @classmethod
-    def from_base(cls, folder: Path) -> ModerationModel:
-        encoder = AutoModel.from_pretrained(folder, add_pooling_layer=False)
-        return cls(encoder, encoder.config.hidden_size)
-
-    @classmethod
-    def load(cls, folder: Path) -> ModerationModel:
-        """What `main` wrote: `config.json` of the encoder and `model.pt`."""
-        config = AutoConfig.from_pretrained(folder)
-        model = cls(AutoModel.from_config(config, add_pooling_layer=False), config.hidden_size)
-        model.load_state_dict(torch.load(folder / "model.pt", weights_only=True))
-        return model.eval()
-
-    def forward(
-        self, input_ids: Tensor, attention_mask: Tensor, token_type_ids: Tensor
-    ) -> tuple[Tensor, Tensor]:
-        """(batch, length) each -> severity logits (batch, 3), category logits (batch, 19)."""
-        inputs = {"input_ids": input_ids, "attention_mask": attention_mask}
-        if getattr(self.encoder.config, "type_vocab_size", 0) > 1:
-            inputs["token_type_ids"] = token_type_ids
-        hidden = self.encoder(**inputs).last_hidden_state
-        mask = attention_mask.unsqueeze(-1).to(hidden.dtype)
-        pooled = (hidden * mask).sum(dim=1) / mask.sum(dim=1).clamp(min=1.0)
-        pooled = self.dropout(pooled)
-        return monotone_logits(self.severity(pooled)), self.categories(pooled)
-
-
-@dataclass
-class Encoded:
-    """An example, its windows and its targets."""
-
-    example: Example
-    windows: list[Window]
-    severity: np.ndarray
-    severity_mask: np.ndarray
-    categories: np.ndarray
-    category_mask: np.ndarray
-
-
-def encode(examples: Sequence[Example], encoder: Encoder, teacher_share: float) -> list[Encoded]:
-    """Tokenise once, and blend in a teacher's opinion where there is one."""
-    encoded = []
-    for example in examples:
-        windows = encoder.encode(Pair(example.prompt, example.response))
-        severity, severity_mask, categories, category_mask = targets(example)
-        if example.soft is not None:
-            for hard, mask, soft in (
-                (severity, severity_mask, example.soft["severity"]),
-                (categories, category_mask, example.soft["categories"]),
-            ):
-                share = np.where(mask > 0, teacher_share, 1.0)
-                hard[:] = share * np.asarray(soft, np.float32) + (1 - share) * hard
-                mask[:] = 1
-        encoded.append(
-            Encoded(example, windows, severity, severity_mask, categories, category_mask)
-        )
-    return encoded
-
-
-def batches(
-    rows: Sequence[Encoded], args: Args, rng: random.Random
-) -> Iterator[tuple[list[Encoded], list[Window]]]:
-    """One epoch: a window per text, texts of like length together, batches in random order."""
-    chosen = [(row, _pick_window(row, args, rng)) for row in rows]
-    chosen.sort(key=lambda pair: (len(pair[1].ids) // 8, rng.random()))
-    groups: list[list[tuple[Encoded, Window]]] = [[]]
-    for row, window in chosen:
-        if groups[-1] and len(window.ids) * (len(groups[-1]) + 1) > args.tokens_per_batch:
-            groups.append([])
-        groups[-1].append((row, window))
-    rng.shuffle(groups)
-    for group in groups:
-        yield [row for row, _ in group], [window for _, window in group]
-
-
-def _pick_window(row: Encoded, args: Args, rng: random.Random) -> Window:
-    window = row.windows[0]
-    if len(row.windows) > 1 and rng.random() < args.random_window:
-        window = rng.choice(row.windows[1:])
-    if row.example.unsafe is False and args.prefix and rng.random() < args.prefix:
-        first = sum(s == 0 for s in window.segments)  # BERT's prompt; the cut falls after it
-        if row.example.response is not None and first < len(window.ids) - 8:
-            keep = rng.randint(first + 6, len(window.ids) - 1)
-            ids = [*window.ids[:keep], window.ids[-1]]
-            return Window(ids, window.segments[: len(ids)], window.start, window.end)
-    return window
-
-
-def _tensors(rows: Sequence[Encoded], windows: Sequence[Window], pad_id: int) -> dict[str, Tensor]:
-    arrays: dict[str, Any] = dict(pad(windows, pad_id))
-    for name in ("severity", "severity_mask", "categories", "category_mask"):
-        arrays[name] = np.stack([getattr(row, name) for row in rows])
-    arrays["weight"] = np.array([row.example.weight for row in rows], np.float32)
-    return {name: torch.from_numpy(array) for name, array in arrays.items()}
 
 
 def loss_of(model: nn.Module, batch: dict[str, Tensor], args: Args) -> Tensor:
@@ -217,31 +108,6 @@ def parameter_groups(model: ModerationModel, args: Args) -> list[dict[str, Any]]
     ]
 
 
-@torch.inference_mode()
-def predict(
-    model: nn.Module, rows: Sequence[Encoded], pad_id: int, *, bf16: bool, tokens: int = 8192
-) -> tuple[np.ndarray, np.ndarray]:
-    """Logits per text, the highest over its windows: severity (n, 3), categories (n, 19)."""
-    model.eval()
-    flat = sorted(
-        ((index, window) for index, row in enumerate(rows) for window in row.windows),
-        key=lambda item: len(item[1].ids),
-    )
-    severity = np.full((len(rows), 3), -np.inf, np.float32)
-    categories = np.full((len(rows), 19), -np.inf, np.float32)
-    device = next(model.parameters()).device
-    while flat:
-        size = max(1, tokens // len(flat[-1][1].ids))
-        part, flat = flat[-size:], flat[:-size]
-        batch = {k: torch.from_numpy(v).to(device) for k, v in pad([w for _, w in part], pad_id).items()}
-        with torch.autocast(device.type, torch.bfloat16, enabled=bf16):
-            s, c = model(**batch)
-        for (index, _), row_s, row_c in zip(part, s.float().cpu(), c.float().cpu(), strict=True):
-            severity[index] = np.maximum(severity[index], row_s.numpy())
-            categories[index] = np.maximum(categories[index], row_c.numpy())
-    return severity, categories
-
-
 @dataclass
 class Progress:
     """What a resumed run needs besides weights."""
@@ -249,6 +115,85 @@ class Progress:
     step: int = 0
     seconds: float = 0.0
     history: list[dict[str, Any]] = field(default_factory=list)
+
+
+class Run:
+    """The state of one training run: a step of it, its clock, its checkpoints."""
+
+    def __init__(self, args: Args, model: ModerationModel, accelerator: Accelerator, steps: int):
+        optimizer = torch.optim.AdamW(parameter_groups(model, args))
+        warmup = max(1, int(steps * args.warmup))
+        self.args, self.steps, self.accelerator = args, steps, accelerator
+        self.schedule = torch.optim.lr_scheduler.LambdaLR(
+            optimizer,
+            lambda step: min(
+                (step + 1) / warmup, max(0.0, (steps - step) / max(1, steps - warmup))
+            ),
+        )
+        self.parallel, self.optimizer = accelerator.prepare(model, optimizer)
+        self.model = accelerator.unwrap_model(self.parallel)
+        self.losses: list[float] = []
+        self.progress = Progress()
+        self._resume()
+        self._started = self._saved = time.monotonic()
+
+    def step(self, batch: dict[str, Tensor]) -> None:
+        self.parallel.train()
+        with self.accelerator.autocast():
+            loss = loss_of(self.parallel, batch, self.args)
+        self.accelerator.backward(loss)
+        self.accelerator.clip_grad_norm_(self.parallel.parameters(), 1.0)
+        self.optimizer.step()
+        self.schedule.step()
+        self.optimizer.zero_grad(set_to_none=True)
+        self.progress.step += 1
+        self.losses.append(loss.item())
+        if self.accelerator.is_main_process:
+            if self.progress.step % 25 == 0:
+                self._report()
+            if time.monotonic() - self._saved > self.args.checkpoint_seconds:
+                self.save()
+
+    def seconds(self) -> float:
+        """Spent so far, over all resumed parts."""
+        now = time.monotonic()
+        self.progress.seconds += now - self._started
+        self._started = now
+        return self.progress.seconds
+
+    def _report(self) -> None:
+        done, seconds = self.progress.step, self.seconds()
+        left = seconds / done * (self.steps - done)
+        print(
+            f"step {done}/{self.steps} loss {np.mean(self.losses[-50:]):.4f} "
+            f"{seconds / 60:.1f} min, {left / 60:.1f} left",
+            flush=True,
+        )
+
+    def save(self) -> None:
+        """Write the checkpoint; a kill at any moment leaves the last whole one."""
+        self.seconds()
+        state = {
+            "model": self.model.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+            "schedule": self.schedule.state_dict(),
+            "progress": asdict(self.progress),
+        }
+        partial = self.args.out / "checkpoint.partial"
+        torch.save(state, partial)
+        os.replace(partial, self.args.out / "checkpoint.pt")
+        self._saved = time.monotonic()
+
+    def _resume(self) -> None:
+        path = self.args.out / "checkpoint.pt"
+        if not path.exists():
+            return
+        state = torch.load(path, weights_only=True)
+        self.model.load_state_dict(state["model"])
+        self.optimizer.load_state_dict(state["optimizer"])
+        self.schedule.load_state_dict(state["schedule"])
+        self.progress = Progress(**state["progress"])
+        print(f"resumed at step {self.progress.step}", flush=True)
 
 
 def main(args: Args) -> None:
@@ -259,78 +204,39 @@ def main(args: Args) -> None:
     args.out.mkdir(parents=True, exist_ok=True)
     folder = base_folder(args.base, args.data.parent / "bases")
     encoder = Encoder.from_file(folder / "tokenizer.json", args.encoder)
-    chosen = [e for e in read_examples(args.data, "train") if _included(e, args)]
-    rows = encode(chosen[: args.limit], encoder, args.teacher_share)
-    held_out = [
-        e for e in read_examples(args.data, "validation")
-        if e.source.startswith("annotated/")
-    ][: args.limit]
+    chosen = [e for e in read_examples(args.data, "train") if _included(e, args)][: args.limit]
+    held_out = [e for e in read_examples(args.data, "validation") if _annotated(e)][: args.limit]
+    rows = encode(chosen, encoder, args.teacher_share)
     validation = encode(held_out, encoder, 0.0)
-
-    model = ModerationModel.from_base(folder)
-    optimizer = torch.optim.AdamW(parameter_groups(model, args))
     share = accelerator.num_processes
     per_epoch = len(list(batches(rows, args, random.Random(args.seed)))) // share
     steps = max(1, int(per_epoch * args.epochs))
-    warmup = max(1, int(steps * args.warmup))
-    schedule = torch.optim.lr_scheduler.LambdaLR(
-        optimizer,
-        lambda step: min((step + 1) / warmup, max(0.0, (steps - step) / max(1, steps - warmup))),
-    )
-    model, optimizer = accelerator.prepare(model, optimizer)
-    average = torch.optim.swa_utils.AveragedModel(
-        accelerator.unwrap_model(model),
-        multi_avg_fn=torch.optim.swa_utils.get_ema_multi_avg_fn(args.ema),
-    ) if args.ema else None
-    progress = _resume(args.out, accelerator.unwrap_model(model), optimizer, schedule, average)
+    run = Run(args, ModerationModel.from_base(folder), accelerator, steps)
     if accelerator.is_main_process:
         print(f"{len(rows)} texts, {steps} steps, {len(validation)} validation texts", flush=True)
-
-    started, saved, losses = time.monotonic(), time.monotonic(), []
-    for epoch in range(math.ceil(args.epochs)):
+    # A checkpoint at the very end of an epoch was written before that epoch's evaluation.
+    first = max(0, run.progress.step - 1) // max(1, per_epoch)
+    for epoch in range(first, math.ceil(args.epochs)):
         order = batches(rows, args, random.Random(args.seed + epoch))
-        for index, (chosen_rows, windows) in enumerate(order):
+        for index, (texts, windows) in enumerate(order):
             step, turn = epoch * per_epoch + index // share, index % share
             if step >= min(steps, (epoch + 1) * per_epoch):
                 break
-            if step < progress.step or turn != accelerator.process_index:
-                continue
-            model.train()
-            batch = {
-                k: v.to(accelerator.device)
-                for k, v in _tensors(chosen_rows, windows, encoder.pad_id).items()
-            }
-            with accelerator.autocast():
-                loss = loss_of(model, batch, args)
-            accelerator.backward(loss)
-            accelerator.clip_grad_norm_(model.parameters(), 1.0)
-            optimizer.step()
-            schedule.step()
-            optimizer.zero_grad(set_to_none=True)
-            if average is not None:
-                average.update_parameters(accelerator.unwrap_model(model))
-            progress.step = step + 1
-            losses.append(loss.item())
-            if accelerator.is_main_process and progress.step % 25 == 0:
-                elapsed = progress.seconds + time.monotonic() - started
-                left = elapsed / progress.step * (steps - progress.step)
-                print(f"step {progress.step}/{steps} loss {np.mean(losses[-50:]):.4f} "
-                      f"{elapsed / 60:.1f} min, {left / 60:.1f} left", flush=True)
-            if time.monotonic() - saved > args.checkpoint_seconds and accelerator.is_main_process:
-                saved = time.monotonic()
-                progress.seconds += saved - started
-                started = saved
-                _save(args.out, accelerator.unwrap_model(model), optimizer, schedule, average, progress)
+            if step >= run.progress.step and turn == accelerator.process_index:
+                arrays = tensors(texts, windows, encoder.pad_id)
+                run.step({k: v.to(accelerator.device) for k, v in arrays.items()})
         if accelerator.is_main_process:
-            kept = average.module if average is not None else accelerator.unwrap_model(model)
-            entry = {"epoch": epoch + 1, "loss": float(np.mean(losses[-per_epoch:] or [0.0])),
-                     **evaluate(kept, validation, encoder.pad_id, bf16=args.bf16)}
-            progress.history.append(entry)
-            print(json.dumps(entry), flush=True)
-    progress.seconds += time.monotonic() - started
+            figures = evaluate(run.model, validation, encoder.pad_id, bf16=args.bf16)
+            loss = float(np.mean(run.losses[-per_epoch:] or [0.0]))
+            run.progress.history.append({"epoch": epoch + 1, "loss": loss, **figures})
+            print(json.dumps(run.progress.history[-1]), flush=True)
     if accelerator.is_main_process:
-        kept = average.module if average is not None else accelerator.unwrap_model(model)
-        _finish(args, kept, folder, progress, chosen)
+        run.seconds()
+        _finish(args, run.model, folder, run.progress, chosen)
+
+
+def _annotated(example: Example) -> bool:
+    return example.source.startswith("annotated/")
 
 
 def _included(example: Example, args: Args) -> bool:
@@ -351,34 +257,6 @@ def evaluate(
         for direction, part in (("input", is_input), ("output", ~is_input))
         if part.any()
     }
-
-
-def _save(out: Path, model: nn.Module, optimizer: Any, schedule: Any, average: Any, progress: Progress) -> None:
-    state = {
-        "model": model.state_dict(),
-        "optimizer": optimizer.state_dict(),
-        "schedule": schedule.state_dict(),
-        "average": average.state_dict() if average is not None else None,
-        "progress": asdict(progress),
-    }
-    partial = out / "checkpoint.partial"
-    torch.save(state, partial)
-    os.replace(partial, out / "checkpoint.pt")
-
-
-def _resume(out: Path, model: nn.Module, optimizer: Any, schedule: Any, average: Any) -> Progress:
-    path = out / "checkpoint.pt"
-    if not path.exists():
-        return Progress()
-    state = torch.load(path, weights_only=True)
-    model.load_state_dict(state["model"])
-    optimizer.load_state_dict(state["optimizer"])
-    schedule.load_state_dict(state["schedule"])
-    if average is not None:
-        average.load_state_dict(state["average"])
-    progress = Progress(**state["progress"])
-    print(f"resumed at step {progress.step}", flush=True)
-    return progress
 
 
 def _finish(

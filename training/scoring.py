@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import pairwise
 
 import numpy as np
 from tqdm import tqdm
@@ -24,6 +25,6 @@ def text_logits(
         groups = [encoder.encode(pair) for pair in pairs[first : first + chunk]]
         s, c = moderator.logits([window for group in groups for window in group])
         edges = np.cumsum([0, *(len(group) for group in groups)])
-        for row, (a, b) in enumerate(zip(edges, edges[1:], strict=False), first):
+        for row, (a, b) in enumerate(pairwise(edges), first):
             severity[row], categories[row] = s[a:b].max(axis=0), c[a:b].max(axis=0)
     return severity, categories

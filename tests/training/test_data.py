@@ -1,4 +1,4 @@
-"""The schema, the loaders, the splits. PKU-SafeRLHF is a local stand-in with its real field names."""
+"""The schema, the loaders, the splits. PKU-SafeRLHF is a stand-in with its real field names."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 pytest.importorskip("tyro")
 
-from training.data import (  # noqa: E402
+from training.data import (
     CATEGORIES,
     LOCAL_SOURCES,
     SPLITS,
@@ -182,7 +182,9 @@ def test_the_local_folder_is_read_through_one_schema(tmp_path: Path) -> None:
             "prompt": "p5", "source": "x", "categories19": ["Drugs"],
             "pku_severity_tags": ["minor", "severe"],
         },
-        "responses": {"prompt": "p6", "response": "r", "safe": False, "label_source": "human", "source": "x"},
+        "responses": {
+            "prompt": "p6", "response": "r", "safe": False, "label_source": "human", "source": "x",
+        },
         "jailbreak_responses": {"prompt": "p7", "response": "r", "source": "x"},
         "red_team_prompts": {"prompt": "p8", "source": "x"},
     }  # fmt: skip

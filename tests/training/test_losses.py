@@ -11,7 +11,7 @@ torch = pytest.importorskip("torch")
 from hypothesis import given  # noqa: E402
 from hypothesis import strategies as st  # noqa: E402
 
-from training.losses import masked_bce, monotone_logits, ranking  # noqa: E402
+from training.losses import masked_bce, monotone_logits  # noqa: E402
 
 finite = st.floats(-30, 30, width=32)
 
@@ -25,7 +25,9 @@ def test_severity_logits_never_cross(raw: list[float]) -> None:
 
 def test_severity_steps_are_softplus_of_what_the_head_says() -> None:
     out = monotone_logits(torch.tensor([[2.0, 0.0, 1.0]]))[0].tolist()
-    assert out == pytest.approx([2.0, 2 - math.log(2), 2 - math.log(2) - math.log1p(math.e)], abs=1e-5)
+    assert out == pytest.approx(
+        [2.0, 2 - math.log(2), 2 - math.log(2) - math.log1p(math.e)], abs=1e-5
+    )
 
 
 def test_masked_bce_is_the_sum_over_known_labels_averaged_over_texts() -> None:
@@ -58,16 +60,3 @@ def test_weights_scale_a_text_against_its_neighbours() -> None:
     logits, target, mask = torch.tensor([[0.0], [4.0]]), torch.zeros(2, 1), torch.ones(2, 1)
     loss = masked_bce(logits, target, mask, torch.tensor([3.0, 1.0]))
     assert loss.item() == pytest.approx((3 * math.log(2) + math.log1p(math.exp(4))) / 4, rel=1e-5)
-
-
-def test_ranking_compares_only_answers_to_one_prompt() -> None:
-    scores = torch.tensor([0.0, 1.0, 5.0])
-    order = torch.tensor([2.0, 0.0, 1.0])
-    group = torch.tensor([7, 7, 8])
-    assert ranking(scores, order, group).item() == pytest.approx(math.log1p(math.e), rel=1e-5)
-
-
-def test_ranking_is_zero_where_nothing_can_be_compared() -> None:
-    nan = float("nan")
-    loss = ranking(torch.ones(3), torch.tensor([nan, nan, 1.0]), torch.tensor([0, 0, 0]))
-    assert loss.item() == 0

@@ -18,7 +18,8 @@ pytest.importorskip("transformers")
 
 from guardrail import Guard, Policy, Severity  # noqa: E402
 from guardrail.artifact import read_manifest  # noqa: E402
-from training import calibrate, evaluate, export, label, moderation  # noqa: E402
+from training import calibrate, evaluate, export, label  # noqa: E402
+from training.batching import encode  # noqa: E402
 from training.data import read_examples  # noqa: E402
 
 ROOT = Path(__file__).parents[2]
@@ -80,9 +81,7 @@ def test_a_killed_run_resumes_and_ends_like_an_unbroken_one(
     process.wait()
     assert (tmp_path / "checkpoint.pt").exists()
     assert not (tmp_path / "summary.json").exists()
-    second = subprocess.run(
-        command(*flags), cwd=ROOT, check=True, capture_output=True, text=True
-    )
+    second = subprocess.run(command(*flags), cwd=ROOT, check=True, capture_output=True, text=True)
     assert "resumed at step" in second.stdout
     last = json.loads((tmp_path / "summary.json").read_text())["history"][-1]
     assert last["output"]["auroc"] > 0.95
@@ -151,7 +150,9 @@ def test_evaluation_scores_the_artifact_and_records_it(
 def test_a_teacher_labels_texts_and_resumes_where_it_stopped(
     trained: Path, tiny_data: Path, tmp_path: Path
 ) -> None:
-    args = label.Args(teacher=trained, data=tiny_data, out=tmp_path, trusted=("benign/",), bf16=False)
+    args = label.Args(
+        teacher=trained, data=tiny_data, out=tmp_path, trusted=("benign/",), bf16=False
+    )
     label.main(args)
     labelled = read_examples(tmp_path, "train")
     soft = [e for e in labelled if e.soft is not None]
@@ -175,7 +176,7 @@ def test_soft_labels_are_blended_with_human_ones_and_stand_alone_without(
     human = Example("how", "kill", "s", unsafe=False, soft=soft)
     unknown = Example("how", "cake", "s", soft=soft)
     encoder = Encoder.from_file(tiny_base / "tokenizer.json")
-    blended, alone = moderation.encode([human, unknown], encoder, teacher_share=0.75)
+    blended, alone = encode([human, unknown], encoder, teacher_share=0.75)
     assert blended.severity == pytest.approx([0.6, 0.3, 0.15])
     assert alone.severity == pytest.approx(soft["severity"])
     assert alone.severity_mask.tolist() == [1, 1, 1]

@@ -1,0 +1,49 @@
+"""The moderation model: an encoder, mean pooling, an ordinal and a multi-label head."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+from transformers import AutoConfig, AutoModel
+
+from training.losses import monotone_logits
+
+
+class ModerationModel(nn.Module):
+    """Encoder, mean pooling, two linear heads."""
+
+    def __init__(self, encoder: nn.Module, width: int, dropout: float = 0.1) -> None:
+        super().__init__()
+        self.encoder = encoder
+        self.dropout = nn.Dropout(dropout)
+        self.severity = nn.Linear(width, 3)
+        self.categories = nn.Linear(width, 19)
+        nn.init.constant_(self.categories.bias, -3.0)  # each of the 19 is rare
+
+    @classmethod
+    def from_base(cls, folder: Path) -> ModerationModel:
+        encoder = AutoModel.from_pretrained(folder, add_pooling_layer=False)
+        return cls(encoder, encoder.config.hidden_size)
+
+    @classmethod
+    def load(cls, folder: Path) -> ModerationModel:
+        """What `main` wrote: `config.json` of the encoder and `model.pt`."""
+        config = AutoConfig.from_pretrained(folder)
+        model = cls(AutoModel.from_config(config, add_pooling_layer=False), config.hidden_size)
+        model.load_state_dict(torch.load(folder / "model.pt", weights_only=True))
+        return model.eval()
+
+    def forward(
+        self, input_ids: Tensor, attention_mask: Tensor, token_type_ids: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """(batch, length) each -> severity logits (batch, 3), category logits (batch, 19)."""
+        inputs = {"input_ids": input_ids, "attention_mask": attention_mask}
+        if getattr(self.encoder.config, "type_vocab_size", 0) > 1:
+            inputs["token_type_ids"] = token_type_ids
+        hidden = self.encoder(**inputs).last_hidden_state
+        mask = attention_mask.unsqueeze(-1).to(hidden.dtype)
+        pooled = (hidden * mask).sum(dim=1) / mask.sum(dim=1).clamp(min=1.0)
+        pooled = self.dropout(pooled)
+        return monotone_logits(self.severity(pooled)), self.categories(pooled)
