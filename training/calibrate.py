@@ -4,7 +4,7 @@
 
 On the validation split, per direction: Platt scaling per severity level and per category (Platt
 1999; pooled over categories with few positives), then the thresholds. `minor` maximises F1 on the
-annotated texts among thresholds that flag at most `--target-fpr` of the benign ones; `moderate` and
+annotated texts among thresholds that flag at most a target share of the benign ones; `moderate` and
 `severe` maximise quadratic kappa; the category threshold maximises micro F1. Writes the manifest.
 """
 
@@ -36,7 +36,9 @@ class Args:
     model: Path = Path("guardrail/models/small")
     data: Path = Path("build/data")
     target_fpr: float = 0.01
-    """Benign texts that may be flagged, as a share."""
+    """Benign answers that may be flagged, as a share."""
+    target_fpr_input: float = 0.05
+    """The same for prompts, where the benign ones are over-refusal questions, hard on purpose."""
     few: int = 25
     """Categories with fewer positives share one scaling."""
 
@@ -116,10 +118,12 @@ def main(args: Args) -> None:
         pairs = [Pair(e.prompt, e.response) for e in annotated + benign]
         s, c = text_logits(moderator, pairs, label=direction.value)
         split = len(annotated)
+        is_input = direction is Direction.INPUT
+        target_fpr = args.target_fpr_input if is_input else args.target_fpr
         fitted = fit_calibration(s[:split], c[:split], annotated, args.few)
         severity, categories = calibrated(s, c, fitted)
         thresholds[direction.value] = fit_thresholds(
-            severity[:split], categories[:split], annotated, severity[split:, 0], args.target_fpr
+            severity[:split], categories[:split], annotated, severity[split:, 0], target_fpr
         )
         calibration[direction.value] = {
             "severity": [[round(x, 4) for x in pair] for pair in fitted.severity],
