@@ -216,7 +216,8 @@ def load_local(folder: Path) -> list[Example]:
         if not path.exists():
             raise SystemExit(f"{path} is missing: --source names the folder of the labelled data")
         rows = (source.convert(row) for row in read_jsonl(path))
-        examples += _sample([row for row in rows if row is not None], source.limit)
+        known = deduplicate(row for row in rows if row is not None)
+        examples += _sample(known, source.limit)
     return examples
 
 

@@ -43,8 +43,14 @@ class Args:
     out: Path = Path("build/moderation")
     base: str = MINILM
     """Hub name or folder of the encoder to start from."""
+    init: Path | None = None
+    """What an earlier run wrote: start from its weights, heads included."""
     include: tuple[str, ...] = ("annotated/", "benign/", "over_refusal/oktest")
     """Prefixes of the sources to train on."""
+    answers: float = 1.0
+    """Share of the answers to train on; prompts alone are all used."""
+    repeat: dict[str, int] = field(default_factory=dict)
+    """How often the texts of sources with a prefix are seen per epoch, e.g. hard negatives."""
     epochs: float = 2.0
     tokens_per_batch: int = 5000
     """Padded tokens in a batch; texts of like length go together."""
@@ -204,14 +210,17 @@ def main(args: Args) -> None:
     args.out.mkdir(parents=True, exist_ok=True)
     folder = base_folder(args.base, args.data.parent / "bases")
     encoder = Encoder.from_file(folder / "tokenizer.json", args.encoder)
-    chosen = [e for e in read_examples(args.data, "train") if _included(e, args)][: args.limit]
+    chosen = choose(read_examples(args.data, "train"), args)
     held_out = [e for e in read_examples(args.data, "validation") if _annotated(e)][: args.limit]
     rows = encode(chosen, encoder, args.teacher_share)
     validation = encode(held_out, encoder, 0.0)
     share = accelerator.num_processes
     per_epoch = len(list(batches(rows, args, random.Random(args.seed)))) // share
     steps = max(1, int(per_epoch * args.epochs))
-    run = Run(args, ModerationModel.from_base(folder), accelerator, steps)
+    model = ModerationModel.from_base(folder)
+    if args.init is not None:
+        model.load_state_dict(torch.load(args.init / "model.pt", weights_only=True))
+    run = Run(args, model, accelerator, steps)
     if accelerator.is_main_process:
         print(f"{len(rows)} texts, {steps} steps, {len(validation)} validation texts", flush=True)
     # A checkpoint at the very end of an epoch was written before that epoch's evaluation.
@@ -239,9 +248,19 @@ def _annotated(example: Example) -> bool:
     return example.source.startswith("annotated/")
 
 
-def _included(example: Example, args: Args) -> bool:
-    known = example.unsafe is not None or example.soft is not None
-    return known and example.source.startswith(args.include)
+def choose(examples: Sequence[Example], args: Args) -> list[Example]:
+    """The texts of one epoch: labelled, of the sources asked for, as often as asked for."""
+    rng = random.Random(args.seed)
+    chosen: list[Example] = []
+    for example in examples:
+        known = example.unsafe is not None or example.soft is not None
+        if not known or not example.source.startswith(args.include):
+            continue
+        if example.response is not None and rng.random() >= args.answers:
+            continue
+        times = [n for prefix, n in args.repeat.items() if example.source.startswith(prefix)]
+        chosen += [example] * max(times, default=1)
+    return chosen[: args.limit]
 
 
 def evaluate(

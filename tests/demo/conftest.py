@@ -20,7 +20,9 @@ from demo.screenshot import CHROMIUM_ARGS, find_chromium
 expect.set_options(timeout=60_000)
 
 
-@pytest.fixture(scope="session")
+# Not for the session: while Playwright is there, its event loop runs in the main thread, and no
+# other test could run one of its own.
+@pytest.fixture(scope="module")
 def browser() -> Iterator[Browser]:
     chromium = find_chromium()
     if chromium is None:

@@ -20,7 +20,8 @@ from guardrail import Guard, Policy, Severity  # noqa: E402
 from guardrail.artifact import read_manifest  # noqa: E402
 from training import calibrate, evaluate, export, label  # noqa: E402
 from training.batching import encode  # noqa: E402
-from training.data import read_examples  # noqa: E402
+from training.data import Example, read_examples  # noqa: E402
+from training.moderation import Args, choose  # noqa: E402
 
 ROOT = Path(__file__).parents[2]
 
@@ -166,11 +167,34 @@ def test_a_teacher_labels_texts_and_resumes_where_it_stopped(
     assert (tmp_path / "train.jsonl").read_bytes().splitlines(keepends=True) == lines
 
 
+def test_hard_negatives_are_repeated_and_answers_thinned_out() -> None:
+    examples = [
+        *(Example("p", None, "over_refusal/x", unsafe=False) for _ in range(10)),
+        *(Example("p", "r", "annotated/x", unsafe=True) for _ in range(200)),
+        Example("p", None, "unlabelled/x"),
+    ]
+    args = Args(include=("over_refusal/", "annotated/", "unlabelled/"), answers=0.25)
+    args.repeat = {"over_refusal/": 3}
+    chosen = choose(examples, args)
+    assert sum(e.response is None for e in chosen) == 30
+    assert 25 <= sum(e.response is not None for e in chosen) <= 75
+    assert all(e.unsafe is not None for e in chosen)
+    assert choose(examples, args) == chosen
+
+
+def test_training_can_go_on_from_an_earlier_model(
+    trained: Path, tiny_base: Path, tiny_data: Path, tmp_path: Path
+) -> None:
+    flags = arguments(tiny_base, tiny_data, tmp_path, "--init", str(trained), "--epochs", "0.1")
+    subprocess.run(command(*flags), cwd=ROOT, check=True, capture_output=True)
+    last = json.loads((tmp_path / "summary.json").read_text())["history"][-1]
+    assert last["output"]["auroc"] > 0.95
+
+
 def test_soft_labels_are_blended_with_human_ones_and_stand_alone_without(
     tiny_base: Path,
 ) -> None:
     from guardrail.encoding import Encoder
-    from training.data import Example
 
     soft = {"severity": [0.8, 0.4, 0.2], "categories": [0.1] * 19}
     human = Example("how", "kill", "s", unsafe=False, soft=soft)
