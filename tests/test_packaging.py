@@ -15,8 +15,6 @@ import pytest
 import guardrail
 
 ROOT = Path(__file__).parent.parent
-pytest.importorskip("build")
-pytest.importorskip("hatchling")
 
 
 @pytest.fixture(scope="module")
