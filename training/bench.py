@@ -81,6 +81,8 @@ def runner(path: Path, threads: int) -> Callable[[int, int], None]:
     """A function that runs the model once on a (batch, length) of random tokens."""
     options = ort.SessionOptions()
     options.intra_op_num_threads = threads
+    # As the SDK sets it; else the idle threads of one model would take cores from the next.
+    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
     session = ort.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
     names = [argument.name for argument in session.get_inputs()]
     rng = np.random.default_rng(0)
