@@ -64,7 +64,7 @@ def main() -> None:
 
 
 def _chat(page: Page) -> None:
-    for example in ("Dinner idea", "Dark story"):
+    for example in ("Dinner idea", "Data leak"):
         page.get_by_role("button", name=example).click()
         page.wait_for_selector("#g-output:has-text('judged before')")
         page.wait_for_selector("#g-input .g-badge", timeout=60_000)
