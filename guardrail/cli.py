@@ -1,31 +1,32 @@
 """The command line: `guardrail check`, `scan`, `policy`, `doctor`.
 
-Exit codes: 0 done, or delivered; 3 not delivered; 2 bad usage; 1 a failure of the machine;
-130 interrupted. Whatever goes wrong is one line on stderr. Models and their libraries are imported
-by the commands that need them, not before.
+Models and their libraries are imported by the commands that need them, not before.
 """
 
 from __future__ import annotations
 
-import io
 import json
-import logging
-import sys
 import time
-from collections.abc import Sequence
 from contextlib import nullcontext
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
-from typer.core import TyperGroup
 
 from guardrail import __version__
-from guardrail.errors import ArtifactError, GuardrailError, PolicyError
+from guardrail._cli import (
+    DeviceOption,
+    ModelOption,
+    OneLineErrors,
+    PolicyOption,
+    UsageError,
+    complain,
+    open_guard,
+    text_of,
+)
 from guardrail.policy import Policy
 
 if TYPE_CHECKING:
-    from guardrail.guard import Guard
     from guardrail.scan import Tally
 
 __all__ = ["app"]
@@ -33,66 +34,14 @@ __all__ = ["app"]
 _NOT_DELIVERED = 3
 
 
-class _UsageError(GuardrailError):
-    """The command was called in a way it cannot mean."""
-
-
-class _OneLineErrors(TyperGroup):
-    """The one place where errors end: a line on stderr, and an exit code."""
-
-    def main(
-        self,
-        args: Sequence[str] | None = None,
-        prog_name: str | None = None,
-        complete_var: str | None = None,
-        standalone_mode: bool = True,
-        windows_expand_args: bool = True,
-        **extra: Any,
-    ) -> Any:
-        for stream in (sys.stdout, sys.stderr):
-            if isinstance(stream, io.TextIOWrapper):  # no terminal is too old for a quoted text
-                stream.reconfigure(errors="backslashreplace")
-        # What the guard logs, a verdict or a row says too.
-        logging.getLogger("guardrail").addHandler(logging.NullHandler())
-        try:
-            code = super().main(args, prog_name, complete_var, False, windows_expand_args, **extra)
-        except typer.TyperException as error:
-            command = getattr(getattr(error, "ctx", None), "command_path", "guardrail")
-            code = _complain(f"{error.format_message()} (see {command} --help)", error.exit_code)
-        except typer.Abort:
-            code = _complain("interrupted", 130)
-        except GuardrailError as error:
-            usage = _UsageError, PolicyError
-            code = _complain(str(error), 2 if isinstance(error, usage) else 1)
-        if standalone_mode:
-            sys.exit(code)
-        return code
-
-
-def _complain(message: str, code: int) -> int:
-    from guardrail._render import printable
-
-    print(f"error: {printable(message)}", file=sys.stderr)
-    return code
-
-
 app = typer.Typer(
-    cls=_OneLineErrors,
+    cls=OneLineErrors,
     help="Local, severity-aware safety for chat models.",
     add_completion=False,
     pretty_exceptions_enable=False,
 )
 policy_app = typer.Typer(help="Look at policies, and check them.")
 app.add_typer(policy_app, name="policy")
-
-_PolicyOption = Annotated[
-    str, typer.Option("--policy", help="strict, balanced, permissive, audit-only, or a TOML file.")
-]
-_ModelOption = Annotated[str, typer.Option("--model", help="A model's name, or its folder.")]
-_DeviceOption = Annotated[
-    Literal["auto", "cpu", "cuda"],
-    typer.Option("--device", help="auto takes CUDA where it works; cuda fails where it does not."),
-]
 
 
 def _version(wanted: bool) -> None:
@@ -118,24 +67,24 @@ def check(
     response: Annotated[
         str | None, typer.Option("--response", help="What the model answered; - reads stdin.")
     ] = None,
-    policy: _PolicyOption = "balanced",
-    model: _ModelOption = "small",
-    device: _DeviceOption = "auto",
+    policy: PolicyOption = "balanced",
+    model: ModelOption = "small",
+    device: DeviceOption = "auto",
     as_json: Annotated[bool, typer.Option("--json", help="The verdict as one JSON line.")] = False,
 ) -> None:
     """Judge one prompt, or a response to it. Exits 0 when it is delivered (allow, flag), 3 when
     it is not."""
     if prompt is None and response is None:
-        raise _UsageError("nothing to check: give --prompt, --response, or both")
+        raise UsageError("nothing to check: give --prompt, --response, or both")
     if prompt == "-" and response == "-":
-        raise _UsageError("only one of --prompt and --response can be read from stdin (-)")
-    prompt, response = _text("--prompt", prompt), _text("--response", response)
+        raise UsageError("only one of --prompt and --response can be read from stdin (-)")
+    prompt, response = text_of("--prompt", prompt), text_of("--response", response)
 
     from guardrail._render import console, verdict_view
 
     err = console(stderr=True)
     with err.status("judging...") if err.is_terminal else nullcontext():
-        verdict = _open_guard(model, policy, device).check(prompt, response)
+        verdict = open_guard(model, policy, device).check(prompt, response)
     if as_json:
         print(json.dumps(verdict.to_json(), ensure_ascii=False))
     else:
@@ -143,7 +92,7 @@ def check(
         judged = response if response is not None else prompt or ""
         out.print(verdict_view(verdict, judged, panel=out.is_terminal))
     if verdict.degraded:
-        _complain(f"no assessment, so the policy's on_error decided: {verdict.error}", 0)
+        complain(f"no assessment, so the policy's on_error decided: {verdict.error}", 0)
     if not verdict.delivers:
         raise typer.Exit(_NOT_DELIVERED)
 
@@ -152,9 +101,9 @@ def check(
 def scan(
     source: Annotated[Path, typer.Argument(metavar="IN", help=".jsonl, .csv (.gz) or .parquet")],
     output: Annotated[Path, typer.Option("--output", help="Where the judged rows go.")],
-    policy: _PolicyOption = "balanced",
-    model: _ModelOption = "small",
-    device: _DeviceOption = "auto",
+    policy: PolicyOption = "balanced",
+    model: ModelOption = "small",
+    device: DeviceOption = "auto",
     engine: Annotated[Literal["local", "ray"], typer.Option(help="What runs it.")] = "local",
     prompt_field: Annotated[str, typer.Option(help="Where a row has its prompt.")] = "prompt",
     response_field: Annotated[
@@ -170,7 +119,7 @@ def scan(
     """Judge every row of a file: each is written with `guardrail`, its verdict, or an `error`.
     Rows keep their order. The same command, run again after it was stopped, goes on."""
     if engine == "ray":
-        raise _UsageError("--engine ray is not in this version yet: leave it out to run here")
+        raise UsageError("--engine ray is not in this version yet: leave it out to run here")
 
     from guardrail._render import console, scan_progress, summary
     from guardrail.scan import Fields, Scan, ScanUsageError
@@ -178,7 +127,7 @@ def scan(
     try:
         fields = Fields(prompt_field, response_field)
         job = Scan(source, output, fields=fields, chunk=batch_size, overwrite=overwrite)
-        guard = _open_guard(model, policy, device)
+        guard = open_guard(model, policy, device)
         started = time.perf_counter()
         first: int | None = None
         with scan_progress() as bar:
@@ -193,10 +142,10 @@ def scan(
 
             tally = job.run(guard, show)
     except ScanUsageError as error:
-        raise _UsageError(str(error)) from None
+        raise UsageError(str(error)) from None
     except KeyboardInterrupt:
         raise typer.Exit(
-            _complain(
+            complain(
                 f"interrupted: what is done is safe in {output.name}.partial; run the same command "
                 "again to go on",
                 130,
@@ -229,9 +178,9 @@ def policy_validate(policy: Annotated[str, typer.Argument(metavar="FILE")]) -> N
 
 @app.command()
 def doctor(
-    policy: _PolicyOption = "balanced",
-    model: _ModelOption = "small",
-    device: _DeviceOption = "auto",
+    policy: PolicyOption = "balanced",
+    model: ModelOption = "small",
+    device: DeviceOption = "auto",
     as_json: Annotated[bool, typer.Option("--json", help="A JSON list of the checks.")] = False,
 ) -> None:
     """Look at what the guard runs on: packages, providers, device, model, policy, speed. Exits 1
@@ -246,39 +195,6 @@ def doctor(
         console().print(health(checks))
     if any(check.status == "failure" for check in checks):
         raise typer.Exit(1)
-
-
-def _text(option: str, value: str | None) -> str | None:
-    """The option's text, read from stdin for `-`; never blank, always Unicode."""
-    if value is None:
-        return None
-    where = "stdin" if value == "-" else option
-    data = sys.stdin.buffer.read() if value == "-" else value.encode("utf-8", "surrogateescape")
-    try:
-        text = data.decode("utf-8")
-    except UnicodeDecodeError as error:
-        raise _UsageError(
-            f"{where}: not valid UTF-8 (byte 0x{data[error.start]:02x} at offset {error.start}): "
-            "convert it to UTF-8"
-        ) from None
-    if not text.strip():
-        raise _UsageError(f"{where}: the text is empty: there is nothing to judge")
-    return text
-
-
-def _open_guard(model: str, policy: str, device: Literal["auto", "cpu", "cuda"]) -> Guard:
-    chosen = Policy.load(policy)  # before the model: a wrong word should not cost a second
-
-    from guardrail.artifact import artifact_folder
-    from guardrail.guard import Guard
-
-    try:
-        folder = artifact_folder(model)
-    except ArtifactError as error:
-        raise _UsageError(str(error)) from None
-    if not folder.is_dir():
-        raise _UsageError(f"model {model!r}: no such folder")
-    return Guard(folder, chosen, device=device)
 
 
 if __name__ == "__main__":

@@ -1,0 +1,121 @@
+"""What the commands of `guardrail` share: options, how a guard is opened, and where errors end.
+
+Exit codes: 0 done, or delivered; 3 not delivered; 2 bad usage; 1 a failure of the machine;
+130 interrupted. Whatever goes wrong is one line on stderr.
+"""
+
+from __future__ import annotations
+
+import io
+import logging
+import sys
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+import typer
+from typer.core import TyperGroup
+
+from guardrail.errors import ArtifactError, GuardrailError, PolicyError
+from guardrail.policy import Policy
+
+if TYPE_CHECKING:
+    from guardrail.guard import Guard
+
+__all__ = [
+    "Device",
+    "DeviceOption",
+    "ModelOption",
+    "OneLineErrors",
+    "PolicyOption",
+    "UsageError",
+    "complain",
+    "open_guard",
+    "text_of",
+]
+
+Device = Literal["auto", "cpu", "cuda"]
+
+PolicyOption = Annotated[
+    str, typer.Option("--policy", help="strict, balanced, permissive, audit-only, or a TOML file.")
+]
+ModelOption = Annotated[str, typer.Option("--model", help="A model's name, or its folder.")]
+DeviceOption = Annotated[
+    Device,
+    typer.Option("--device", help="auto takes CUDA where it works; cuda fails where it does not."),
+]
+
+
+class UsageError(GuardrailError):
+    """The command was called in a way it cannot mean."""
+
+
+class OneLineErrors(TyperGroup):
+    """The one place where errors end: a line on stderr, and an exit code."""
+
+    def main(
+        self,
+        args: Sequence[str] | None = None,
+        prog_name: str | None = None,
+        complete_var: str | None = None,
+        standalone_mode: bool = True,
+        windows_expand_args: bool = True,
+        **extra: Any,
+    ) -> Any:
+        for stream in (sys.stdout, sys.stderr):
+            if isinstance(stream, io.TextIOWrapper):  # no terminal is too old for a quoted text
+                stream.reconfigure(errors="backslashreplace")
+        # What the guard logs, a verdict or a row says too.
+        logging.getLogger("guardrail").addHandler(logging.NullHandler())
+        try:
+            code = super().main(args, prog_name, complete_var, False, windows_expand_args, **extra)
+        except typer.TyperException as error:
+            command = getattr(getattr(error, "ctx", None), "command_path", "guardrail")
+            code = complain(f"{error.format_message()} (see {command} --help)", error.exit_code)
+        except typer.Abort:
+            code = complain("interrupted", 130)
+        except GuardrailError as error:
+            usage = UsageError, PolicyError
+            code = complain(str(error), 2 if isinstance(error, usage) else 1)
+        if standalone_mode:
+            sys.exit(code)
+        return code
+
+
+def complain(message: str, code: int) -> int:
+    from guardrail._render import printable
+
+    print(f"error: {printable(message)}", file=sys.stderr)
+    return code
+
+
+def text_of(option: str, value: str | None) -> str | None:
+    """The option's text, read from stdin for `-`; never blank, always Unicode."""
+    if value is None:
+        return None
+    where = "stdin" if value == "-" else option
+    data = sys.stdin.buffer.read() if value == "-" else value.encode("utf-8", "surrogateescape")
+    try:
+        text = data.decode("utf-8")
+    except UnicodeDecodeError as error:
+        raise UsageError(
+            f"{where}: not valid UTF-8 (byte 0x{data[error.start]:02x} at offset {error.start}): "
+            "convert it to UTF-8"
+        ) from None
+    if not text.strip():
+        raise UsageError(f"{where}: the text is empty: there is nothing to judge")
+    return text
+
+
+def open_guard(model: str, policy: str, device: Device) -> Guard:
+    chosen = Policy.load(policy)  # before the model: a wrong word should not cost a second
+
+    from guardrail.artifact import artifact_folder
+    from guardrail.guard import Guard
+
+    try:
+        folder = artifact_folder(model)
+    except ArtifactError as error:
+        raise UsageError(str(error)) from None
+    if not folder.is_dir():
+        raise UsageError(f"model {model!r}: no such folder")
+    return Guard(folder, chosen, device=device)
