@@ -4,6 +4,7 @@
     ├── ArtifactError      a model folder is missing, incomplete, altered or of another taxonomy
     ├── PolicyError        (also ValueError) a policy file says something it cannot mean
     ├── ModerationError    a moderator could not judge a text
+    │   └── Overloaded     it has too much to do already; says when to try again
     ├── UpstreamError      the chat model behind the guard failed or answered with nonsense
     ├── Blocked            a text was not deliverable and the caller asked for on_block="raise"
     └── MissingExtra       (also ImportError) an optional dependency is not installed
@@ -26,6 +27,7 @@ __all__ = [
     "GuardrailError",
     "MissingExtra",
     "ModerationError",
+    "Overloaded",
     "PolicyError",
     "UpstreamError",
 ]
@@ -45,6 +47,14 @@ class PolicyError(GuardrailError, ValueError):
 
 class ModerationError(GuardrailError):
     """A moderator failed on a text. `Guard` turns it into the policy's `on_error` action."""
+
+
+class Overloaded(ModerationError):  # noqa: N818 - a state, and one that passes
+    """There is no room for another text now. `retry_after`: seconds until there should be."""
+
+    def __init__(self, message: str, *, retry_after: float = 1.0) -> None:
+        super().__init__(message)
+        self.retry_after = retry_after
 
 
 class UpstreamError(GuardrailError):

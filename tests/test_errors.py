@@ -15,6 +15,7 @@ from guardrail.errors import (
     GuardrailError,
     MissingExtra,
     ModerationError,
+    Overloaded,
     PolicyError,
     UpstreamError,
     require,
@@ -35,6 +36,7 @@ def test_every_error_is_one_of_the_family() -> None:
     [
         ModerationError("no"),
         UpstreamError("gone", status=502),
+        Overloaded("full", retry_after=2.5),
         Blocked(Verdict(Action.REFUSE, Direction.INPUT, policy="strict@1")),
     ],
     ids=lambda error: type(error).__name__,
