@@ -28,3 +28,80 @@ def masked_bce(logits: Tensor, target: Tensor, mask: Tensor, weight: Tensor) -> 
     loss = F.binary_cross_entropy_with_logits(logits, target, reduction="none") * mask
     known = (mask.sum(dim=1) > 0).to(weight.dtype) * weight
     return (loss.sum(dim=1) * weight).sum() / known.sum().clamp(min=1e-6)
+
+
+# --- reinforcement learning: answers are (batch, length), padded on the right, mask 1 on tokens ----
+
+
+def masked_mean(values: Tensor, mask: Tensor) -> Tensor:
+    """Mean of `values` where `mask` is 1, both of one shape; 0 where nothing is. A scalar."""
+    return (values * mask).sum() / mask.sum().clamp(min=1)
+
+
+def terminal(score: Tensor, mask: Tensor) -> Tensor:
+    """A score per answer, (batch,), as a reward on its last token: (batch, length)."""
+    last = mask.cumsum(dim=1) == mask.sum(dim=1, keepdim=True)
+    return score.unsqueeze(1) * last * mask
+
+
+def kl_estimate(logprobs: Tensor, reference: Tensor, mask: Tensor) -> Tensor:
+    """log pi(a|s) - log pi_ref(a|s) of sampled tokens, (batch, length); 0 on padding.
+
+    Its mean under pi is KL(pi || pi_ref), in nats. (Estimator k1, Schulman 2020.)
+    """
+    return (logprobs - reference) * mask
+
+
+def gae(
+    rewards: Tensor, values: Tensor, mask: Tensor, gamma: float = 1.0, lam: float = 0.95
+) -> tuple[Tensor, Tensor]:
+    """Generalised advantage estimation (Schulman et al. 2016), per answer.
+
+    rewards, values, mask: (batch, length); values[:, t] is V of the text before token t, and an
+    answer ends after its last token. Returns advantages and returns (advantage + value), 0 on
+    padding; neither carries a gradient.
+    """
+    rewards, values = rewards.detach() * mask, values.detach() * mask
+    advantages = torch.zeros_like(values)
+    following = next_value = torch.zeros_like(values[:, 0])
+    for t in reversed(range(values.shape[1])):
+        delta = rewards[:, t] + gamma * next_value - values[:, t]
+        following = (delta + gamma * lam * following) * mask[:, t]
+        advantages[:, t], next_value = following, values[:, t]
+    return advantages, (advantages + values) * mask
+
+
+def lagrangian_advantage(reward: Tensor, cost: Tensor, multiplier: float) -> Tensor:
+    """(A_r - lambda A_c) / (1 + lambda), any one shape (Safe RLHF, Dai et al. 2024).
+
+    The divisor keeps the step's size as lambda grows; lambda = 0 is the reward's own advantage.
+    """
+    return (reward - multiplier * cost) / (1.0 + multiplier)
+
+
+def policy_loss(
+    logprobs: Tensor, old_logprobs: Tensor, advantages: Tensor, mask: Tensor, clip: float
+) -> Tensor:
+    """PPO's clipped surrogate (Schulman et al. 2017, eq. 7), negated: to be minimised.
+
+    All (batch, length); only `logprobs` carries a gradient. A scalar, the mean over tokens.
+    """
+    ratio = torch.exp(logprobs - old_logprobs)
+    clipped = ratio.clamp(1.0 - clip, 1.0 + clip)
+    return -masked_mean(torch.minimum(ratio * advantages, clipped * advantages), mask)
+
+
+def value_loss(
+    values: Tensor, old_values: Tensor, returns: Tensor, mask: Tensor, clip: float
+) -> Tensor:
+    """Half the squared error of a critic, clipped like PPO2's: the worse of the value itself and
+    the value held within `clip` of what it was. All (batch, length). A scalar."""
+    held = old_values + (values - old_values).clamp(-clip, clip)
+    worse = torch.maximum((values - returns) ** 2, (held - returns) ** 2)
+    return 0.5 * masked_mean(worse, mask)
+
+
+def ptx_loss(logprobs: Tensor, mask: Tensor) -> Tensor:
+    """Negative log-likelihood of given answers' tokens, (batch, length): what keeps the policy near
+    good text while it learns (PPO-ptx, Ouyang et al. 2022). A scalar."""
+    return -masked_mean(logprobs, mask)
