@@ -110,7 +110,7 @@ class Batcher:
         self._drained = threading.Condition(self._lock)
         self._queue: list[tuple[float, int, _Job]] = []  # a heap: what is due first, first
         self._arrivals = count()
-        self._running = 0
+        self._running: set[_Job] = set()
         self._idle = 0  # workers that wait for work
         self._fresh = 0  # workers started that have not looked for work yet
         self._threads: set[threading.Thread] = set()
@@ -131,7 +131,7 @@ class Batcher:
     @property
     def running(self) -> int:
         """Texts that are being judged."""
-        return self._running
+        return len(self._running)
 
     @property
     def retry_after(self) -> float:
@@ -186,13 +186,14 @@ class Batcher:
             self._make_sure_of_room(1, max(1, int(self.max_pending * _ADMITTED)))
 
     def close(self, timeout: float | None = None) -> None:
-        """Take nothing more, and wait until all that was taken is judged. What still waits after
+        """Take nothing more, and wait until all that was taken is judged; what is not after
         `timeout` seconds fails with ModerationError. May be called again."""
         with self._lock:
             self._closed = True
             self._wake.notify_all()
             self._drained.wait_for(lambda: not (self._queue or self._running), timeout)
-            left = {job.call for _, _, job in self._queue if not job.call.done}
+            jobs = [*self._running, *(job for _, _, job in self._queue)]
+            left = {job.call for job in jobs if not job.call.done}
             self._queue.clear()
             for call in left:
                 call.done = True
@@ -216,7 +217,7 @@ class Batcher:
     # --- under the lock --------------------------------------------------------------------------
 
     def _make_sure_of_room(self, texts: int, places: int) -> None:
-        pending = len(self._queue) + self._running
+        pending = len(self._queue) + len(self._running)
         if pending + texts > places:
             wait = self._estimate()
             raise Overloaded(
@@ -264,7 +265,7 @@ class Batcher:
             if batch and seconds > self._latency:
                 break
             batch.append(heapq.heappop(self._queue)[2])
-        self._running += len(batch)
+        self._running.update(batch)
         return batch
 
     # --- workers ---------------------------------------------------------------------------------
@@ -335,7 +336,7 @@ class Batcher:
     def _finish(self, batch: Sequence[_Job], seconds: float) -> None:
         rate = seconds / sum(job.size for job in batch)
         with self._lock:
-            self._running -= len(batch)
+            self._running.difference_update(batch)
             self._rate += (rate - self._rate) * (0.1 if self._rate else 1.0)
             if not (self._queue or self._running):
                 self._drained.notify_all()

@@ -10,11 +10,13 @@ import asyncio
 import dataclasses
 import logging
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Generator, Sequence
 from concurrent.futures import ThreadPoolExecutor, wait
 from pathlib import Path
+from typing import Any, TypeAlias
 
-from guardrail.errors import GuardrailError, ModerationError
+from guardrail.batching import Batcher
+from guardrail.errors import GuardrailError, ModerationError, Overloaded
 from guardrail.moderator import Device, Moderator, OnnxModerator
 from guardrail.policy import Policy
 from guardrail.verdict import Assessment, Pair, Verdict
@@ -23,15 +25,18 @@ __all__ = ["Guard"]
 
 logger = logging.getLogger("guardrail")
 
+_Judging: TypeAlias = Generator[Sequence[Pair], Sequence[Assessment], list[Verdict]]
+
 
 class Guard:
     """Judges prompts and responses under a policy.
 
-    model: a model name or folder, or any `Moderator`.
+    model: a model name or folder, or any `Moderator`; for many callers at once, a `Batcher`.
     policy: a preset (`strict`, `balanced`, `permissive`, `audit-only`), a TOML file, or a `Policy`.
     device: `auto`, `cpu` or `cuda`, for a model named by `model`.
     timeout: seconds one call may take, of one text or of many, before the guard fails closed;
         None waits. A moderator that hangs keeps its thread: with four such, all calls time out.
+        Behind a `Batcher`, or awaited (see `acheck`), it takes no thread of the guard's.
     audit: called with every pair and its verdict, before the verdict is returned; when it raises,
         the verdict fails closed, so that nothing is delivered unlogged unless the policy says so.
 
@@ -61,43 +66,79 @@ class Guard:
         """Judge a prompt alone (direction input), or a response, to its prompt where there is one
         (direction output). A text of nothing but white space is harmless. Raises TypeError when
         there is neither."""
-        if prompt is None and response is None:
-            raise TypeError("check() needs a prompt, a response, or both")
-        return self.check_many([Pair(prompt or "", response)])[0]
+        return self.check_many([_pair(prompt, response)])[0]
 
     async def acheck(self, prompt: str | None = None, response: str | None = None) -> Verdict:
-        """`check`, without blocking the event loop."""
-        return await asyncio.to_thread(self.check, prompt, response)
+        """`check`, without blocking the event loop. A moderator with `async def aassess(pairs)` is
+        awaited, and cancelled with its caller; any other is called in a thread."""
+        return (await self.acheck_many([_pair(prompt, response)]))[0]
 
     def check_many(self, pairs: Sequence[Pair]) -> list[Verdict]:
         """One verdict per pair, in order; judged together, which is faster than one by one."""
         started = time.perf_counter()
-        verdicts = self._judge(pairs)
-        elapsed = (time.perf_counter() - started) * 1000 / max(1, len(pairs))
-        return [
-            self._log(pair, dataclasses.replace(verdict, latency_ms=elapsed))
-            for pair, verdict in zip(pairs, verdicts, strict=True)
-        ]
+        return self._log(pairs, self._judge(pairs), time.perf_counter() - started)
 
     async def acheck_many(self, pairs: Sequence[Pair]) -> list[Verdict]:
         """`check_many`, without blocking the event loop."""
-        return await asyncio.to_thread(self.check_many, pairs)
+        if not hasattr(self.moderator, "aassess"):
+            return await asyncio.to_thread(self.check_many, pairs)
+        started = time.perf_counter()
+        verdicts = await self._ajudge(pairs)
+        elapsed = time.perf_counter() - started
+        if self._audit is None:
+            return self._log(pairs, verdicts, elapsed)
+        return await asyncio.to_thread(
+            self._log, pairs, verdicts, elapsed
+        )  # it may wait for a disk
 
     def _judge(self, pairs: Sequence[Pair]) -> list[Verdict]:
+        judging = self._judging(pairs)
         try:
-            return self._verdicts(pairs)
+            wanted = next(judging)
+            while True:
+                try:
+                    seen = self._assess(wanted)
+                except Exception as error:
+                    wanted = judging.throw(error)
+                else:
+                    wanted = judging.send(seen)
+        except StopIteration as end:
+            verdicts: list[Verdict] = end.value
+            return verdicts
+
+    async def _ajudge(self, pairs: Sequence[Pair]) -> list[Verdict]:
+        judging = self._judging(pairs)
+        try:
+            wanted = next(judging)
+            while True:
+                try:
+                    seen = await self._aassess(wanted)
+                except Exception as error:
+                    wanted = judging.throw(error)
+                else:
+                    wanted = judging.send(seen)
+        except StopIteration as end:
+            verdicts: list[Verdict] = end.value
+            return verdicts
+
+    def _judging(self, pairs: Sequence[Pair]) -> _Judging:
+        """Yields texts to be assessed, is sent their assessments (or thrown why there are none),
+        and returns the verdicts."""
+        try:
+            return (yield from self._verdicts(pairs))
         except Exception as error:
-            if len(pairs) > 1 and not isinstance(error, _TimedOut):
+            if len(pairs) > 1 and not isinstance(error, _TimedOut | Overloaded):
                 # One bad text must not cost its neighbours their verdicts.
                 middle = len(pairs) // 2
-                return self._judge(pairs[:middle]) + self._judge(pairs[middle:])
+                first = yield from self._judging(pairs[:middle])
+                return first + (yield from self._judging(pairs[middle:]))
             return [self._failed("moderation", pair, error) for pair in pairs]
 
-    def _verdicts(self, pairs: Sequence[Pair]) -> list[Verdict]:
+    def _verdicts(self, pairs: Sequence[Pair]) -> _Judging:
         model, thresholds = self.moderator.id, self.moderator.thresholds
         blank = [not pair.text.strip() for pair in pairs]
         there = [pair for pair, nothing in zip(pairs, blank, strict=True) if not nothing]
-        seen = self._assess(there) if there else []
+        seen = (yield there) if there else []
         if len(seen) != len(there):
             raise ModerationError(f"{model} gave {len(seen)} assessments of {len(there)} texts")
         rest = iter(seen)
@@ -112,13 +153,42 @@ class Guard:
     def _assess(self, pairs: Sequence[Pair]) -> Sequence[Assessment]:
         if self._pool is None:
             return self.moderator.assess(pairs)
-        future = self._pool.submit(self.moderator.assess, pairs)
-        if not wait([future], self._timeout).done:
+        if isinstance(self.moderator, Batcher):
+            future = self.moderator.submit(pairs)
+        else:
+            future = self._pool.submit(self.moderator.assess, pairs)
+        try:
+            if not wait([future], self._timeout).done:
+                raise _TimedOut(f"no assessment within {self._timeout:g} s")
+            return future.result()
+        finally:
             future.cancel()
-            raise _TimedOut(f"no assessment within {self._timeout:g} s")
-        return future.result()
 
-    def _log(self, pair: Pair, verdict: Verdict) -> Verdict:
+    async def _aassess(self, pairs: Sequence[Pair]) -> Sequence[Assessment]:
+        moderator: Any = self.moderator
+        task = asyncio.ensure_future(moderator.aassess(pairs))
+        try:
+            await asyncio.wait([task], timeout=self._timeout)
+            if not task.done():
+                raise _TimedOut(f"no assessment within {self._timeout:g} s")
+            if task.cancelled():  # by the moderator: its caller was not
+                raise ModerationError(f"{moderator.id} cancelled the assessment")
+            seen: Sequence[Assessment] = task.result()
+            return seen
+        finally:
+            task.cancel()
+
+    def _log(
+        self, pairs: Sequence[Pair], verdicts: Sequence[Verdict], seconds: float
+    ) -> list[Verdict]:
+        """The verdicts, timed and audited."""
+        each = seconds * 1000 / max(1, len(pairs))
+        return [
+            self._audited(pair, dataclasses.replace(verdict, latency_ms=each))
+            for pair, verdict in zip(pairs, verdicts, strict=True)
+        ]
+
+    def _audited(self, pair: Pair, verdict: Verdict) -> Verdict:
         if self._audit is None:
             return verdict
         try:
@@ -139,6 +209,12 @@ class Guard:
             what = f"{type(error).__name__}: {what}"
         logger.error("%s failed, policy %s decides: %s", stage, self.policy.id, what)
         return self.policy.fail(pair.direction, f"{stage}: {what}")
+
+
+def _pair(prompt: str | None, response: str | None) -> Pair:
+    if prompt is None and response is None:
+        raise TypeError("check() needs a prompt, a response, or both")
+    return Pair(prompt or "", response)
 
 
 class _TimedOut(ModerationError):  # noqa: N818 - private, and read as a fact
