@@ -1,4 +1,4 @@
-"""The command line: `guardrail check`, `scan`, `policy`, `doctor`.
+"""The command line: `guardrail check`, `scan`, `policy`, `audit`, `doctor`.
 
 Models and their libraries are imported by the commands that need them, not before.
 """
@@ -24,7 +24,8 @@ from guardrail._cli import (
     open_guard,
     text_of,
 )
-from guardrail.policy import Policy
+from guardrail._cli_audit import audit_app
+from guardrail._cli_policy import policy_app
 
 if TYPE_CHECKING:
     from guardrail.scan import Tally
@@ -40,8 +41,8 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
 )
-policy_app = typer.Typer(help="Look at policies, and check them.")
 app.add_typer(policy_app, name="policy")
+app.add_typer(audit_app, name="audit")
 
 
 def _version(wanted: bool) -> None:
@@ -153,27 +154,6 @@ def scan(
         ) from None
     rate = (tally.rows - (first or 0)) / (time.perf_counter() - started)
     console().print(summary(tally, rate))
-
-
-@policy_app.command("show")
-def policy_show(
-    policy: Annotated[str, typer.Argument(metavar="[NAME|FILE]")] = "balanced",
-    every: Annotated[bool, typer.Option("--all", help="All 19 categories, differing or not.")] = (
-        False
-    ),
-) -> None:
-    """Print a policy's grid: direction x category x severity -> action."""
-    loaded = Policy.load(policy)
-
-    from guardrail._render import console, grid
-
-    console().print(grid(loaded, every=every))
-
-
-@policy_app.command("validate")
-def policy_validate(policy: Annotated[str, typer.Argument(metavar="FILE")]) -> None:
-    """Check a policy file; says `ok`, or what is wrong and where."""
-    print(f"ok: {Policy.load(policy).id}")
 
 
 @app.command()
