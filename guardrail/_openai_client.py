@@ -19,7 +19,7 @@ from guardrail.conversation import Check, Close, Pull, Rules
 from guardrail.errors import GuardrailError
 from guardrail.guard import Guard
 
-__all__ = ["guarded"]
+__all__ = ["adrive", "arun", "guarded"]
 
 # Their answers hold nothing that a chat model says to a user now.
 _PASS = re.compile(
@@ -106,7 +106,7 @@ class _AsyncGuarded(_Guarded):
         call = _Call(options, stream)
         if call.api is None:
             return await client.request(cast_to, options, stream=stream, stream_cls=stream_cls)
-        ask: Ask = await _arun(call.read(rules), guard)
+        ask: Ask = await arun(call.read(rules), guard)
         if not ask.ok:
             if stream:
                 return _GuardedAsyncStream(_aiter(call.api.refused_stream(ask)))
@@ -116,9 +116,9 @@ class _AsyncGuarded(_Guarded):
         )
         if stream:
             raw = call.typed(answer, AsyncStream)
-            return _GuardedAsyncStream(_adrive(call.api.stream(ask), guard, raw), raw)
+            return _GuardedAsyncStream(adrive(call.api.stream(ask), guard, raw), raw)
         answer = call.typed(answer, call.api.answer_type)
-        return call.parsed(await _arun(call.api.judge(ask, answer), guard))
+        return call.parsed(await arun(call.api.judge(ask, answer), guard))
 
 
 class _Call:
@@ -216,7 +216,7 @@ def _run(flow: Judging[T], guard: Guard) -> T:
         answer = guard.check_many(step.pairs)
 
 
-async def _arun(flow: Judging[T], guard: Guard) -> T:
+async def arun(flow: Judging[T], guard: Guard) -> T:
     answer: Any = None
     while True:
         try:
@@ -248,7 +248,7 @@ def _drive(flow: Flow, guard: Guard, raw: Stream[Any]) -> Generator[Any, None, N
         raw.close()
 
 
-async def _adrive(flow: Flow, guard: Guard, raw: AsyncStream[Any]) -> AsyncGenerator[Any, None]:
+async def adrive(flow: Flow, guard: Guard, raw: AsyncStream[Any]) -> AsyncGenerator[Any, None]:
     answer: Any = None
     try:
         while True:

@@ -26,6 +26,7 @@ from guardrail._cli import (
 )
 from guardrail._cli_audit import audit_app
 from guardrail._cli_policy import policy_app
+from guardrail._cli_server import keys_app, serve
 
 if TYPE_CHECKING:
     from guardrail.scan import Tally
@@ -43,6 +44,8 @@ app = typer.Typer(
 )
 app.add_typer(policy_app, name="policy")
 app.add_typer(audit_app, name="audit")
+app.add_typer(keys_app, name="keys")
+app.command()(serve)
 
 
 def _version(wanted: bool) -> None:

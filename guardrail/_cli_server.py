@@ -1,0 +1,161 @@
+"""`guardrail serve` and `guardrail keys new`. The server itself is imported when it is started."""
+
+from __future__ import annotations
+
+import datetime
+import json
+import os
+import tempfile
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import typer
+
+from guardrail._cli import Device, UsageError
+
+__all__ = ["keys_app", "serve"]
+
+keys_app = typer.Typer(help="API keys for `guardrail serve`.")
+
+
+@keys_app.callback()
+def _keys() -> None:
+    pass  # makes `new` a subcommand though it is the only one
+
+
+def serve(
+    config: Annotated[
+        Path | None, typer.Option("--config", help="A TOML file; the options here go over it.")
+    ] = None,
+    upstream: Annotated[
+        str | None, typer.Option(help="An OpenAI-compatible API whose chats are guarded.")
+    ] = None,
+    upstream_key_env: Annotated[
+        str | None, typer.Option(help="The environment variable that holds its API key.")
+    ] = None,
+    forward_key: Annotated[
+        bool, typer.Option("--forward-key", help="Send the caller's own key to the upstream.")
+    ] = False,
+    policy: Annotated[
+        str | None, typer.Option("--policy", help="A preset or a TOML file; by default balanced.")
+    ] = None,
+    model: Annotated[
+        str | None, typer.Option("--model", help="The moderator's name, or its folder.")
+    ] = None,
+    device: Annotated[Device | None, typer.Option("--device", help="auto, cpu, cuda.")] = None,
+    host: Annotated[str | None, typer.Option(help="By default 127.0.0.1.")] = None,
+    port: Annotated[int | None, typer.Option(help="By default 8000; 0 takes a free one.")] = None,
+    workers: Annotated[int | None, typer.Option(help="Processes, each with its model.")] = None,
+    log: Annotated[
+        Literal["auto", "json", "text"] | None, typer.Option(help="How log lines look.")
+    ] = None,
+    check: Annotated[
+        bool, typer.Option("--check", help="Only say whether the settings are right.")
+    ] = False,
+) -> None:
+    """Serve /v1/moderations and a guarded /v1/chat/completions to any OpenAI client."""
+    _need_extra()
+    from guardrail._server_config import ConfigError, load_settings
+
+    if upstream is None and (upstream_key_env is not None or forward_key):
+        raise UsageError("--upstream-key-env and --forward-key are of --upstream: give it as well")
+    given: dict[str, Any] = {"policy": policy, "host": host, "port": port, "workers": workers}
+    overrides = {name: value for name, value in given.items() if value is not None}
+    if upstream is not None:
+        one = {"url": upstream, "forward_key": forward_key}
+        if upstream_key_env is not None:
+            one["api_key_env"] = upstream_key_env
+        overrides |= {"upstreams": {"default": one}, "default_upstream": "default"}
+    named = {"name": model, "device": device}
+    if moderator := {name: value for name, value in named.items() if value is not None}:
+        overrides["model"] = moderator
+    if log is not None:
+        overrides["log"] = {"format": log}
+    try:
+        settings = load_settings(config, overrides)
+        if check:
+            print("ok")
+            return
+
+        from guardrail.server import serve as run
+
+        run(settings)
+    except ConfigError as error:
+        raise UsageError(str(error)) from None
+
+
+def _need_extra() -> None:
+    from guardrail.errors import require
+
+    for module in ("fastapi", "uvicorn", "prometheus_client", "openai"):
+        require(module, extra="server")
+
+
+@keys_app.command("new")
+def keys_new(
+    name: Annotated[str, typer.Option(help="Whose it is; stands in the logs.")] = "default",
+    policy: Annotated[str | None, typer.Option(help="The policy it is under.")] = None,
+    may_choose: Annotated[
+        list[str] | None,
+        typer.Option(help="A policy it may ask for by the header X-Guardrail-Policy; repeatable."),
+    ] = None,
+    model: Annotated[
+        list[str] | None, typer.Option(help="A model it may use, of all; repeatable.")
+    ] = None,
+    expires: Annotated[
+        datetime.datetime | None, typer.Option(formats=["%Y-%m-%d"], help="Its last day (UTC).")
+    ] = None,
+    config: Annotated[
+        Path | None, typer.Option("--config", help="Add it to this file, made if not there.")
+    ] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="The key and its entry as JSON.")] = False,
+) -> None:
+    """Make an API key. It is shown now and never again: only its hash is stored."""
+    from guardrail._server_keys import hash_key, key_entry, new_key
+
+    key = new_key()
+    entry = key_entry(
+        name,
+        hash_key(key),
+        policy=policy,
+        policies=may_choose or [],
+        models=model or [],
+        expires=expires.date() if expires else None,
+    )
+    if config is not None:
+        _add(config, entry)
+    if as_json:
+        print(json.dumps({"key": key, "name": name, "hash": hash_key(key), "entry": entry}))
+        return
+    print(f"key: {key}\n")
+    print("Keep it now: it is not stored, and cannot be shown again.")
+    if config is not None:
+        print(f"Its hash was added to {config}; restart the server to let it in.")
+    else:
+        print(f"For the server's config file:\n\n{entry}", end="")
+
+
+def _add(path: Path, entry: str) -> None:
+    """The entry at the end of a config file, which is whole and valid at every moment."""
+    _need_extra()
+    from guardrail._server_config import ConfigError, load_settings
+
+    try:
+        old = path.read_text(encoding="utf-8") if path.exists() else ""
+    except (OSError, UnicodeDecodeError) as error:
+        raise UsageError(f"{path}: cannot be read: {error}") from None
+    text = f"{old.rstrip()}\n\n{entry}" if old.strip() else entry
+    try:
+        handle, temporary = tempfile.mkstemp(dir=path.resolve().parent, suffix=path.suffix)
+    except OSError as error:
+        raise UsageError(f"{path}: cannot be written: {error.strerror}") from None
+    try:
+        with os.fdopen(handle, "w", encoding="utf-8") as file:
+            file.write(text)
+        if path.exists():
+            os.chmod(temporary, path.stat().st_mode & 0o777)
+        load_settings(Path(temporary))
+        os.replace(temporary, path.resolve())
+    except ConfigError as error:
+        os.unlink(temporary)
+        raise UsageError(str(error).replace(temporary, str(path))) from None

@@ -1,0 +1,378 @@
+"""The settings of `guardrail serve`, and the one TOML file they are read from.
+
+Every error names the key, the line, and the nearest right word. Policies and upstreams that are
+named are looked up here, so that a server that starts knows all it was told of.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import datetime
+import difflib
+import ipaddress
+import tomllib
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from guardrail._server_keys import HASH
+from guardrail.errors import GuardrailError, PolicyError, UpstreamError
+from guardrail.policy import PRESETS, Policy
+from guardrail.upstream import OpenAICompatible
+
+__all__ = ["ConfigError", "Key", "Limits", "Settings", "Upstream", "load_settings"]
+
+Location = tuple[str | int, ...]
+Seconds = Annotated[float, Field(gt=0, le=86_400)]
+Count = Annotated[int, Field(ge=1, le=1_000_000)]
+Name = Annotated[str, Field(min_length=1, max_length=200, pattern=r"^[^\x00-\x1f\x7f]+$")]
+
+
+class ConfigError(GuardrailError, ValueError):
+    """The settings say something they cannot mean; the text names file, line and key."""
+
+
+class _Table(BaseModel):
+    model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
+
+
+class ModelSettings(_Table):
+    """The moderator. batching: judge what several callers send in one go."""
+
+    name: Name = "small"
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    threads: Count | None = None
+    batching: bool = True
+
+
+class Limits(_Table):
+    """What one worker takes on; beyond, it says so at once (413, 429) instead of slowing down.
+
+    moderations, chats: requests of each kind that are open at a time. inputs: texts of one call;
+    texts: of all open moderations together. choices: the largest `n` of a chat.
+    request_seconds: one call, its body and its upstream included. stream_seconds: one stream.
+    shutdown_seconds: what open requests have to finish after SIGTERM.
+    """
+
+    body_bytes: Annotated[int, Field(ge=1024, le=2**30)] = 1_048_576
+    body_seconds: Seconds = 10.0
+    inputs: Count = 64
+    texts: Count = 512
+    choices: Annotated[int, Field(ge=1, le=128)] = 16
+    moderations: Count = 128
+    chats: Count = 128
+    request_seconds: Seconds = 120.0
+    stream_seconds: Seconds = 600.0
+    keep_alive_seconds: Seconds = 10.0
+    retry_after_seconds: Count = 1
+    shutdown_seconds: Seconds = 20.0
+
+
+class Upstream(_Table):
+    """A chat API. timeout: seconds for a connection, and between two pieces of an answer.
+
+    api_key_env: the environment variable that holds its key. forward_key: send the caller's own
+    key instead, where the server has no keys of its own.
+    """
+
+    url: Name
+    api_key_env: Name | None = None
+    forward_key: bool = False
+    timeout: Seconds = 60.0
+    retries: Annotated[int, Field(ge=0, le=10)] = 2
+    headers: dict[str, str] = {}
+
+
+class NamedModel(_Table):
+    """A model that callers may name; `name` is what its upstream calls it."""
+
+    upstream: Name
+    name: Name | None = None
+
+
+class Key(_Table):
+    """A bearer key. policy: its own; policies: those it may ask for by header; models: the only
+    ones it may use; expires: its last day (UTC)."""
+
+    name: Name
+    hash: Annotated[str, Field(pattern=f"^{HASH}$")]
+    policy: Name | None = None
+    policies: list[Name] = []
+    models: list[Name] = []
+    expires: datetime.date | None = None
+
+
+class LogSettings(_Table):
+    """text: log what was judged, too. format auto: JSON, unless stderr is a terminal."""
+
+    format: Literal["auto", "json", "text"] = "auto"
+    level: Literal["debug", "info", "warning", "error"] = "info"
+    text: bool = False
+
+
+class AuditSettings(_Table):
+    """The audit log, to which all workers append; see `guardrail.audit.AuditLog`. key_file: what
+    seals it, by default one beside it. text: write what was judged, too."""
+
+    path: Name
+    key_file: Name | None = None
+    fsync: Literal["always", "interval", "never"] = "always"
+    max_bytes: Annotated[int, Field(ge=4096)] = 64 * 2**20
+    text: bool = False
+
+
+class Settings(_Table):
+    """All of it. policies: names for policy files; header_policies: those that a caller without a
+    key may ask for; models: {} offers every model of the default upstream."""
+
+    host: Name = "127.0.0.1"
+    port: Annotated[int, Field(ge=0, le=65_535)] = 8000
+    workers: Annotated[int, Field(ge=1, le=256)] = 1
+    policy: Name = "balanced"
+    policies: dict[str, Name] = {}
+    header_policies: list[Name] = []
+    context_turns: Annotated[int, Field(ge=1, le=64)] = 4
+    allow_anonymous: bool = False
+    default_upstream: Name | None = None
+    upstreams: dict[str, Upstream] = {}
+    models: dict[str, NamedModel] = {}
+    keys: list[Key] = []
+    model: ModelSettings = ModelSettings()
+    limits: Limits = Limits()
+    log: LogSettings = LogSettings()
+    audit: AuditSettings | None = None
+
+    def policy_source(self, name: str) -> str:
+        """The preset or the file that a policy name stands for."""
+        return self.policies.get(name, name)
+
+    def policy_names(self) -> list[str]:
+        """Every policy that a request may end up under."""
+        wanted = [self.policy, *self.policies, *self.header_policies]
+        for key in self.keys:
+            wanted += [*([key.policy] if key.policy else []), *key.policies]
+        return list(dict.fromkeys(wanted))
+
+    def upstream_name(self) -> str | None:
+        """Where models go that `models` does not name."""
+        if self.default_upstream is None and len(self.upstreams) == 1:
+            return next(iter(self.upstreams))
+        return self.default_upstream
+
+
+def load_settings(path: Path | None = None, overrides: Mapping[str, Any] | None = None) -> Settings:
+    """Settings of a TOML file, or the defaults, with `overrides` (top-level keys; of a table, its
+    own keys) over them. Raises ConfigError with everything that is wrong."""
+    source = _Source.read(path)
+    data = {**source.data}
+    for name, value in (overrides or {}).items():
+        old = data.get(name)
+        both = isinstance(value, Mapping) and isinstance(old, dict)
+        data[name] = {**old, **value} if both and isinstance(old, dict) else value
+    try:
+        settings = Settings.model_validate(data)
+    except ValidationError as error:
+        raise source.error(_read_error(data, e["loc"], e) for e in error.errors()) from None
+    settings = _with_absolute_paths(settings, path)
+    problems = list(_problems(settings))
+    if problems:
+        raise source.error(problems)
+    return settings
+
+
+def _with_absolute_paths(settings: Settings, path: Path | None) -> Settings:
+    folder = Path() if path is None else path.resolve().parent
+    named = {n: p if p in PRESETS else str(folder / p) for n, p in settings.policies.items()}
+    policy = settings.policy
+    if policy not in named and (folder / policy).is_file():
+        policy = str(folder / policy)
+    update: dict[str, Any] = {"policies": named, "policy": policy}
+    if settings.audit is not None:
+        places = {"path": settings.audit.path, "key_file": settings.audit.key_file}
+        places = {n: str((folder / p).absolute()) for n, p in places.items() if p is not None}
+        update["audit"] = settings.audit.model_copy(update=places)
+    return settings.model_copy(update=update)
+
+
+# --- what only the whole can tell ----------------------------------------------------------------
+
+
+def _problems(settings: Settings) -> Iterator[tuple[Location, str]]:
+    yield from _policy_problems(settings)
+    yield from _upstream_problems(settings)
+    for what in ("name", "hash"):
+        seen: dict[str, int] = {}
+        for i, key in enumerate(settings.keys):
+            first = seen.setdefault(getattr(key, what), i)
+            if first != i:
+                yield ("keys", i, what), f"key {first + 1} has the same {what}: use another"
+    if settings.limits.inputs > settings.limits.texts:
+        yield ("limits", "inputs"), "is more than limits.texts, so that no such call could be taken"
+    if not settings.keys and not settings.allow_anonymous and not _is_loopback(settings.host):
+        yield (
+            ("host",),
+            f"{settings.host} can be reached by others and there are no keys: make one with "
+            "`guardrail keys new`, or say allow_anonymous = true",
+        )
+
+
+def _policy_problems(settings: Settings) -> Iterator[tuple[Location, str]]:
+    used: list[tuple[Location, str]] = [(("policies", name), name) for name in settings.policies]
+    used += [(("policy",), settings.policy)]
+    used += [(("header_policies", i), p) for i, p in enumerate(settings.header_policies)]
+    for i, key in enumerate(settings.keys):
+        used += [(("keys", i, "policy"), key.policy)] if key.policy else []
+        used += [(("keys", i, "policies", j), p) for j, p in enumerate(key.policies)]
+    for at, name in used:
+        if at[0] == "policies" and name in PRESETS:
+            yield at, f"{name!r} is a preset: give the policy a name of its own"
+            continue
+        try:
+            Policy.load(settings.policy_source(name))
+        except PolicyError as error:
+            known = [*settings.policies, *PRESETS]
+            if at[0] == "policies" or Path(settings.policy_source(name)).is_file():
+                yield at, str(error)
+            else:
+                yield at, f"no policy {name!r}{_nearest(name, known)} (known: {', '.join(known)})"
+
+
+def _upstream_problems(settings: Settings) -> Iterator[tuple[Location, str]]:
+    known = list(settings.upstreams)
+    for name, upstream in settings.upstreams.items():
+        if "/" in name:
+            yield ("upstreams", name), "a name has no '/': it stands before one in upstream/model"
+        try:
+            OpenAICompatible(upstream.url, model="", headers=upstream.headers)
+        except UpstreamError as error:
+            yield ("upstreams", name, "url"), str(error)
+        if upstream.forward_key and settings.keys:
+            yield (
+                ("upstreams", name, "forward_key"),
+                "the callers' keys are this server's own: use api_key_env",
+            )
+        if upstream.forward_key and upstream.api_key_env:
+            yield ("upstreams", name, "forward_key"), "api_key_env is given as well: choose one"
+    default = settings.default_upstream
+    if default is not None and default not in known:
+        yield ("default_upstream",), f"no upstream {default!r}{_nearest(default, known)}"
+    for name, model in settings.models.items():
+        if model.upstream not in known:
+            yield (
+                ("models", name, "upstream"),
+                f"no upstream {model.upstream!r}{_nearest(model.upstream, known)}",
+            )
+    for i, key in enumerate(settings.keys):
+        for j, name in enumerate(key.models):
+            if settings.models and name not in settings.models:
+                found = _nearest(name, settings.models)
+                yield ("keys", i, "models", j), f"no model {name!r}{found}"
+
+
+def _is_loopback(host: str) -> bool:
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"
+
+
+# --- errors --------------------------------------------------------------------------------------
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class _Source:
+    where: str
+    text: str
+    data: Mapping[str, Any]
+
+    @classmethod
+    def read(cls, path: Path | None) -> _Source:
+        if path is None:
+            return cls("settings", "", {})
+        try:
+            text = path.read_text(encoding="utf-8")
+        except (OSError, UnicodeDecodeError) as error:
+            raise ConfigError(f"{path}: cannot be read: {error}") from None
+        try:
+            return cls(str(path), text, tomllib.loads(text))
+        except (tomllib.TOMLDecodeError, RecursionError) as error:
+            raise ConfigError(f"{path}: not valid TOML: {error}") from None
+
+    def error(self, problems: Iterable[tuple[Location, str]]) -> ConfigError:
+        lines = []
+        for at, message in problems:
+            line = line_of(self.text, at)
+            where = self.where if line is None else f"{self.where}, line {line}"
+            lines.append(f"{where}: key '{_dotted(at)}': {message}")
+        return ConfigError("; ".join(lines))
+
+
+def line_of(text: str, at: Location) -> int | None:
+    """The line (from 1) on which the entry at `at` begins, or the nearest table around it; None
+    where the text has none of it. Asks the TOML parser itself: of the first lines alone, the
+    fewest that hold the entry end with it."""
+    lines = text.split("\n")
+    while at:
+        done = 0
+        for n in range(1, len(lines) + 1):
+            try:
+                data = tomllib.loads("\n".join(lines[:n]))
+            except tomllib.TOMLDecodeError:
+                continue  # inside a value of several lines
+            if _holds(data, at):
+                return done + 1
+            done = n
+        at = at[:-1]
+    return None
+
+
+def _holds(data: Any, at: Location) -> bool:
+    for part in at:
+        try:
+            data = data[part]
+        except (KeyError, IndexError, TypeError):
+            return False
+    return True
+
+
+def _dotted(at: Location) -> str:
+    """`keys[1].hash`, counted from 1 as people do."""
+    out = ""
+    for part in at:
+        out += f"[{part + 1}]" if isinstance(part, int) else f".{part}" if out else part
+    return out
+
+
+def _read_error(data: Mapping[str, Any], at: Location, error: Any) -> tuple[Location, str]:
+    kind, found = error["type"], error.get("input")
+    if kind == "extra_forbidden":
+        return at, f"unknown key{_nearest(str(at[-1]), _fields(at[:-1]))}"
+    if kind == "missing":
+        return at, "is missing"
+    if not _holds(data, at):  # pydantic names parts of unions, too
+        at = at[:-1]
+    shown = f", not {found!r}" if isinstance(found, str | int | float | bool) else ""
+    expected = error.get("ctx", {}).get("expected", "")
+    words = [word for i, word in enumerate(str(expected).split("'")) if i % 2]
+    if at[-1:] == ("hash",):
+        return at, "is not a hash that `guardrail keys new` made"
+    message = error["msg"].removeprefix("Input should be ")
+    return at, f"should be {message}{shown}{_nearest(str(found), words) if words else ''}"
+
+
+def _fields(at: Location) -> Sequence[str]:
+    """The names of the fields of the table at `at`."""
+    tables: dict[Location, type[_Table]] = {
+        (): Settings, ("model",): ModelSettings, ("limits",): Limits, ("log",): LogSettings,
+        ("audit",): AuditSettings,
+    }  # fmt: skip
+    groups: dict[Any, type[_Table]] = {"upstreams": Upstream, "models": NamedModel, "keys": Key}
+    table = tables.get(at) or groups[at[0]]
+    return list(table.model_fields)
+
+
+def _nearest(word: str, words: Iterable[str]) -> str:
+    match = difflib.get_close_matches(word, list(words), n=1, cutoff=0.5)
+    return f"; did you mean {match[0]!r}?" if match else ""

@@ -1,0 +1,128 @@
+"""What `guardrail serve` answers when it cannot do what was asked: OpenAI's error shape, for its
+own refusals and for what goes wrong upstream. Pure.
+
+https://platform.openai.com/docs/guides/error-codes
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import openai
+
+__all__ = ["ApiError", "upstream_fault"]
+
+# The caller's own faults, in the words of the upstream; all others are between it and us.
+_CALLERS = {400, 404, 409, 413, 415, 422}
+
+
+class ApiError(Exception):
+    """An answer with `status` and `{"error": {message, type, param, code}}`."""
+
+    def __init__(
+        self,
+        status: int,
+        message: str,
+        *,
+        code: str | None = None,
+        kind: str = "invalid_request_error",
+        param: str | None = None,
+        headers: Mapping[str, str] | None = None,
+    ) -> None:
+        super().__init__(message)
+        self.status = status
+        self.code = code
+        self.kind = kind
+        self.param = param
+        self.headers = dict(headers or {})
+
+    def body(self) -> dict[str, Any]:
+        return {
+            "error": {
+                "message": str(self),
+                "type": self.kind,
+                "param": self.param,
+                "code": self.code,
+            }
+        }
+
+
+def upstream_fault(
+    error: Exception, name: str, *, retry_after: int, forwarded: bool, secrets: Sequence[str] = ()
+) -> ApiError:
+    """The answer to a caller whose upstream `name` failed with `error`.
+
+    forwarded: the caller's own key was sent, so that its refusal is the caller's to cure. No text
+    of the answer holds one of `secrets`.
+    """
+    where = f"the upstream {name!r}"
+
+    def fault(status: int, message: str, code: str) -> ApiError:
+        return ApiError(status, _clean(message, secrets), code=code, kind="upstream_error")
+
+    if isinstance(error, openai.APITimeoutError):
+        return fault(504, f"{where} did not answer in time", "upstream_timeout")
+    if isinstance(error, openai.APIConnectionError):
+        return fault(
+            502, f"{where} cannot be reached, or broke off the answer", "upstream_unreachable"
+        )
+    if isinstance(error, openai.APIStatusError):
+        return _refused(error, where, retry_after, forwarded, secrets)
+    if isinstance(error, openai.APIError):  # an error event in a stream
+        return fault(502, f"{where} reports: {error.message}", "upstream_error")
+    return fault(502, f"{where} answered with what is no chat completion", "upstream_invalid")
+
+
+def _refused(
+    error: openai.APIStatusError,
+    where: str,
+    retry_after: int,
+    forwarded: bool,
+    secrets: Sequence[str],
+) -> ApiError:
+    status = error.status_code
+    body: Mapping[str, Any] = error.body if isinstance(error.body, Mapping) else {}
+    said = str(body.get("message") or error.message)
+    if status == 429:
+        wait = error.response.headers.get("retry-after") or str(retry_after)
+        return ApiError(
+            429,
+            _clean(f"{where} takes no more requests now: {said}", secrets),
+            code="upstream_rate_limit",
+            kind="requests",
+            headers={"Retry-After": wait},
+        )
+    if status in _CALLERS or (forwarded and status in (401, 403)):
+        return ApiError(
+            status,
+            _clean(said, secrets),
+            code=_text(body.get("code")),
+            kind=_text(body.get("type")) or "invalid_request_error",
+            param=_text(body.get("param")),
+        )
+    if status in (401, 403):
+        return ApiError(
+            502,
+            f"{where} does not take this server's key (HTTP {status}): check its api_key_env",
+            code="upstream_auth",
+            kind="upstream_error",
+        )
+    return ApiError(
+        502,
+        _clean(f"{where} answered HTTP {status}: {said}", secrets),
+        code=f"upstream_{status}",
+        kind="upstream_error",
+    )
+
+
+def _text(value: object) -> str | None:
+    return None if value is None else str(value)
+
+
+def _clean(text: str, secrets: Sequence[str]) -> str:
+    """On one line, short, and without secrets, which some servers echo."""
+    for secret in secrets:
+        text = text.replace(secret, "***")
+    text = " ".join(text.split())
+    return text if len(text) <= 500 else f"{text[:500]}..."

@@ -1,0 +1,77 @@
+"""What judges in `guardrail serve`: the moderator behind its queue, guards that are counted and
+traced, and the audit log.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from guardrail._server_config import Settings
+from guardrail._server_metrics import Metrics
+from guardrail._server_telemetry import RECORD, span
+from guardrail.batching import Batcher
+from guardrail.guard import Guard
+from guardrail.moderator import Moderator, OnnxModerator
+from guardrail.verdict import Pair, Verdict
+
+__all__ = ["ServedGuard", "device_of", "open_audit", "open_moderator"]
+
+
+class ServedGuard(Guard):
+    """A guard whose calls are counted, traced, and added to the record of their request."""
+
+    def __init__(self, metrics: Metrics, *args: Any, **options: Any) -> None:
+        super().__init__(*args, **options)
+        self._metrics = metrics
+
+    async def acheck_many(self, pairs: Sequence[Pair]) -> list[Verdict]:
+        with self._metrics.checking(len(pairs)), span("guardrail.check", texts=len(pairs)) as one:
+            verdicts = await super().acheck_many(pairs)
+            worst = max(verdicts, key=lambda v: v.action.rank, default=None)
+            if worst is not None:
+                one.note(
+                    guardrail__action=worst.action.value,
+                    guardrail__severity=worst.severity.label,
+                    guardrail__categories=[r.category.value for r in worst.reasons],
+                    guardrail__policy=worst.policy,
+                )
+        record = RECORD.get()
+        for pair, verdict in zip(pairs, verdicts, strict=True):
+            self._metrics.verdict(verdict)
+            if record is not None:
+                record.see(pair, verdict)
+        return verdicts
+
+
+def open_moderator(settings: Settings, given: Moderator | None) -> Moderator:
+    """The moderator, behind a queue that never overflows: what comes in is bounded before it."""
+    model, limits = settings.model, settings.limits
+    moderator = given or OnnxModerator(model.name, device=model.device, threads=model.threads)
+    if not model.batching or hasattr(moderator, "aassess"):
+        return moderator
+    # A chat has one question pending at a time: of two views of its input, or one passage.
+    most = limits.texts + limits.chats * max(2, limits.choices)
+    return Batcher(moderator, max_pending=most)
+
+
+def open_audit(settings: Settings) -> Callable[[Pair, Verdict], None] | None:
+    wanted = settings.audit
+    if wanted is None:
+        return None
+    from guardrail.audit import AuditLog
+
+    return AuditLog(
+        wanted.path,
+        key=Path(wanted.key_file) if wanted.key_file else None,
+        consent=wanted.text,
+        max_bytes=wanted.max_bytes,
+        fsync=wanted.fsync,
+    )
+
+
+def device_of(moderator: Moderator) -> str | None:
+    """What the model runs on, where it says so."""
+    behind = moderator.moderator if isinstance(moderator, Batcher) else moderator
+    return getattr(behind, "device", None)
