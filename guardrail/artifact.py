@@ -21,7 +21,14 @@ from guardrail.errors import ArtifactError
 from guardrail.policy import Thresholds
 from guardrail.taxonomy import TAXONOMY_VERSION, Category, Direction, Severity
 
-__all__ = ["Calibration", "Manifest", "artifact_folder", "read_manifest", "write_manifest"]
+__all__ = [
+    "Calibration",
+    "Manifest",
+    "artifact_folder",
+    "known_artifacts",
+    "read_manifest",
+    "write_manifest",
+]
 
 BUNDLED = "small"
 _FILES = ("model.onnx", "tokenizer.json")
@@ -91,17 +98,25 @@ def artifact_folder(model: str | Path = BUNDLED) -> Path:
     """
     if isinstance(model, Path) or model in (".", "..") or "/" in model or os.sep in model:
         return Path(model)
-    bundled = Path(str(resources.files("guardrail"))) / "models"
-    home = os.environ.get("GUARDRAIL_MODELS", "~/.local/share/guardrail/models")
-    installed = Path(home).expanduser()
-    roots = [root for root in (installed, bundled) if root.is_dir()]
-    known = {path.name: path for root in roots for path in root.iterdir() if path.is_dir()}
+    known = known_artifacts()
     if model in known:
         return known[model]
     raise ArtifactError(
-        f"model {model!r}: not bundled and not in {installed} (there: "
+        f"model {model!r}: not bundled and not in {_installed()} (there: "
         f"{', '.join(sorted(known)) or 'none'}); give one of these names, or a path as ./my-model"
     )
+
+
+def known_artifacts() -> dict[str, Path]:
+    """The folders of all models that have a name here, by name."""
+    bundled = Path(str(resources.files("guardrail"))) / "models"
+    roots = [root for root in (_installed(), bundled) if root.is_dir()]
+    return {path.name: path for root in roots for path in root.iterdir() if path.is_dir()}
+
+
+def _installed() -> Path:
+    home = os.environ.get("GUARDRAIL_MODELS", "~/.local/share/guardrail/models")
+    return Path(home).expanduser()
 
 
 def read_manifest(folder: Path, *, verify: bool = True) -> Manifest:
