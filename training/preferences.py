@@ -32,7 +32,8 @@ from training.data import (
     read_jsonl,
 )
 
-Kind = Literal["refusal", "redirect", "benign"]
+Kind = Literal["refusal", "redirect", "borderline", "benign"]
+KINDS: tuple[Kind, ...] = ("refusal", "redirect", "borderline", "benign")
 _NEVER_TRAINED_ON = ("upsrm_pku_test",)  # PKU's own severities are known of these rows
 
 
@@ -86,8 +87,11 @@ class Preference:
 
 @dataclass(frozen=True)
 class Demonstration:
-    """An answer to imitate: a refusal of, or help in a safe direction on, a harmful prompt; or
-    plain help on a benign one."""
+    """An answer to imitate.
+
+    kind: a refusal; help in a safe direction on a prompt that others answered harmfully (redirect);
+    help on a sensitive prompt that nobody did (borderline); help on an everyday one (benign).
+    """
 
     prompt: str
     answer: str
@@ -275,8 +279,8 @@ _GOOD_SAFE += ("spard_refusal", "pku_v1_sft_safety")
 
 
 def load_demonstrations(folder: Path, pairs: Sequence[Preference]) -> list[Demonstration]:
-    """Answers to imitate: harmless ones to prompts that were answered harmfully elsewhere, told
-    apart as refusals and help in a safe direction; refusals; and compliant benign ones."""
+    """Answers to imitate: those that annotators and people found harmless, and benign ones that
+    comply."""
     responses = list(read_jsonl(_file(folder, "annotated_responses")))
     harmful = {normalise(r["prompt"]) for r in responses if r["severity"] > 0}
     harmful |= {normalise(p.prompt) for p in pairs if True in p.unsafe}
@@ -284,10 +288,10 @@ def load_demonstrations(folder: Path, pairs: Sequence[Preference]) -> list[Demon
     for row in responses:
         if row["severity"] > 0 or row["human_safe"] is False or row["source"] not in _GOOD_SAFE:
             continue
-        declines = refuses(row["response"])
-        if declines or normalise(row["prompt"]) in harmful:
-            kind: Kind = "refusal" if declines else "redirect"
-            found.append(Demonstration(row["prompt"], row["response"], kind, row["source"]))
+        kind: Kind = "redirect" if normalise(row["prompt"]) in harmful else "borderline"
+        if refuses(row["response"]):
+            kind = "refusal"
+        found.append(Demonstration(row["prompt"], row["response"], kind, row["source"]))
     found += [
         Demonstration(row["prompt"], row["response"], "benign", row["source"])
         for row in read_jsonl(_file(folder, "benign"))
@@ -376,7 +380,7 @@ def report_of(pairs: Sequence[Preference], demonstrations: Sequence[Demonstratio
         lines.append(f"| {source} | {split} | " + " | ".join(map(str, counts)) + " |")
     lines += ["", "| demonstrations | " + " | ".join(SPLITS) + " |", "|---|---|---|---|"]
     kinds = Counter((d.kind, d.split) for d in demonstrations)
-    for kind in ("refusal", "redirect", "benign"):
+    for kind in KINDS:
         lines.append(f"| {kind} | " + " | ".join(str(kinds[kind, s]) for s in SPLITS) + " |")
     return "\n".join(lines) + "\n"
 
