@@ -165,7 +165,8 @@ class Record:
 
     responses, safety, sources: aligned; see `Task.responses`.
     origin: who gave the labels (human, ai, derived, ...), where the row says so.
-    extra: every field of the row that nothing else here holds; kept for the way back.
+    extra: every field of the row that its form does not know; kept for the way back.
+    raw: where the row says what its form knows in another way than the form writes it.
     """
 
     prompt: str
@@ -175,6 +176,7 @@ class Record:
     sources: tuple[str | None, ...] = ()
     origin: str | None = None
     extra: Mapping[str, Any] = field(default_factory=dict)
+    raw: Mapping[str, Any] = field(default_factory=dict)
 
     @property
     def kind(self) -> Kind:

@@ -52,7 +52,7 @@ CREATE TABLE imports (
 CREATE TABLE records (
   id INTEGER PRIMARY KEY, import_id INTEGER NOT NULL REFERENCES imports,
   task_id INTEGER NOT NULL REFERENCES tasks, sources TEXT NOT NULL, origin TEXT,
-  extra TEXT NOT NULL);
+  extra TEXT NOT NULL, raw TEXT NOT NULL);
 -- value NULL: skipped; side: which answer of an imported pair; ended: undone or replaced
 CREATE TABLE labels (
   id INTEGER PRIMARY KEY, task_id INTEGER NOT NULL REFERENCES tasks,
@@ -235,9 +235,16 @@ class Store:
             wanted = None if queue_labelled or record.preference is None else 0
             task = _task(db, "pair", record.prompt, None, (items[0], items[1]), sources[0], wanted)
         record_id = db.execute(
-            "INSERT INTO records (import_id, task_id, sources, origin, extra)"
-            " VALUES (?, ?, ?, ?, ?)",
-            (import_id, task, _dump(sources), record.origin, _dump(dict(record.extra))),
+            "INSERT INTO records (import_id, task_id, sources, origin, extra, raw)"
+            " VALUES (?, ?, ?, ?, ?, ?)",
+            (
+                import_id,
+                task,
+                _dump(sources),
+                record.origin,
+                _dump(dict(record.extra)),
+                _dump(dict(record.raw)),
+            ),
         ).lastrowid
         given: list[tuple[int, Label | None, int | None]] = [
             (item, label, side)
