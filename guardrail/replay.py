@@ -202,7 +202,8 @@ class _Replayer:
             found.unknown_model[seen.model] += 1
             return
         pairs = self._pairs(verdict)
-        if self.policy_from and all(before.action is not verdict.action for before, _ in pairs):
+        unlike = [before.action is not verdict.action for before, _ in pairs]
+        if unlike and all(unlike):  # under each way to round
             found.unlike.add(row, self.examples)
         if len({(before.action, after.action) for before, after in pairs}) != 1:
             found.uncertain.add(row, self.examples)

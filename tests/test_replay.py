@@ -232,6 +232,15 @@ def test_a_row_that_rounding_decides_is_uncertain(
     )  # fmt: skip
 
 
+def test_a_row_with_too_many_ways_to_round_is_uncertain_and_nothing_else(tmp_path: Path) -> None:
+    every = {c.name: 0.5 for c in Category}
+    policy = Policy("p", input=Rules({Severity.MINOR: Action.FLAG}))
+    said = policy.decide(assessed(0.9, **every)).to_json()
+    path = lines(tmp_path / "x.jsonl", [{"guardrail": said}])
+    found = replay(path, policy, {"m": {}}, policy_from=policy)
+    assert (found.uncertain.rows, found.unlike.rows, found.rows) == (1, 0, 1)
+
+
 near = st.sampled_from([0.0, 0.2, 0.5, 0.50005, 0.7, 1.0]).flatmap(
     lambda p: st.floats(max(0.0, p - 2e-4), min(1.0, p + 2e-4))
 )
