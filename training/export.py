@@ -1,32 +1,33 @@
-"""Export a trained moderation model to ONNX: fp32, then int8, gated on equal decisions.
+"""Export a trained moderation model to ONNX, gated on equal decisions.
 
     python -m training.export --model build/moderation --out guardrail/models/small --name small-1
+    python -m training.export --model build/moderation --out build/gpu --precision fp16
 
-The int8 file is what ships. Calibration and thresholds are fitted afterwards, on the exported file,
-by `training.calibrate`.
+int8 is for CPUs and ships in the package; fp16 and fp32 are for GPUs. Calibration and thresholds
+are fitted afterwards, on the exported file, by `training.calibrate`.
 """
 
 from __future__ import annotations
 
 import json
 import shutil
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
-import onnx
+import numpy as np
 import torch
 import tyro
-from onnxruntime.quantization import QuantType, quantize_dynamic
 
 from guardrail.artifact import Manifest, write_manifest
-from guardrail.encoding import Encoder, EncoderConfig
+from guardrail.encoding import Encoder, EncoderConfig, pad
 from guardrail.moderator import OnnxModerator
 from guardrail.verdict import Pair
 from training.batching import encode, predict
 from training.data import Example, read_examples
 from training.model import ModerationModel
+from training.quantize import mixed_int8, to_fp16
 from training.scoring import text_logits
 
 LICENCE = "CC-BY-NC-4.0"
@@ -39,14 +40,21 @@ class Args:
     name: str = "minilm-l6-severity-1"
     """Model id, as verdicts carry it."""
     data: Path = Path("build/data")
-    """Validation texts for the parity gate; the gate is skipped where there are none."""
-    parity: float = 0.97
-    """Share of equal decisions (severity called at 0.5) between torch and int8 that is asked."""
-    parity_texts: int = 600
+    """Texts for the ranges of int8 and for the parity gate, which are left out where there are
+    none."""
+    precision: Literal["int8", "fp16", "fp32"] = "int8"
+    parity: float = 0.995
+    """Share of equal decisions (severity called at 0.5) between torch and the file that is asked;
+    nor may any severity differ by two levels."""
+    parity_texts: int = 2000
+    range_texts: int = 80
+    """Training texts from which int8 learns the range of activations."""
 
 
 def export_onnx(model: ModerationModel, path: Path) -> None:
     """fp32 graph: three int64 inputs (batch, length) -> `severity_logits`, `category_logits`."""
+    # The fused attention of torch would come out with guards against rows that are all masked.
+    model.encoder.set_attn_implementation("eager")
     ids = torch.randint(5, 1000, (2, 16))
     inputs = (ids, torch.ones_like(ids), torch.zeros_like(ids))
     axes = {0: torch.export.Dim("batch", min=1, max=4096), 1: torch.export.Dim("length", max=512)}
@@ -63,25 +71,52 @@ def export_onnx(model: ModerationModel, path: Path) -> None:
     program.save(str(path))
 
 
-def quantize(source: Path, target: Path) -> None:
-    """Dynamic int8 of matrix products and embeddings, per channel."""
-    quantize_dynamic(
-        source,
-        target,
-        weight_type=QuantType.QInt8,
-        per_channel=True,
-        op_types_to_quantize=["MatMul", "Gemm", "Gather"],
-        extra_options={"DefaultTensorType": onnx.TensorProto.FLOAT},
-    )
+@dataclass(frozen=True)
+class Parity:
+    """How the artifact's decisions compare with torch's in fp32."""
+
+    texts: int
+    equal: float
+    unsafe_equal: float
+    largest_step: int
+    """The most levels by which a severity moved."""
+
+    def __str__(self) -> str:
+        return (
+            f"{self.equal:.4f} of {self.texts} decisions equal (unsafe or not: "
+            f"{self.unsafe_equal:.4f}), none moved by more than {self.largest_step}"
+        )
+
+
+def convert(args: Args, source: Path, encoder: Encoder) -> None:
+    """The fp32 graph at `source`, in the precision that is asked for, to `args.out`."""
+    target = args.out / "model.onnx"
+    if args.precision == "fp32":
+        shutil.copy(source, target)
+    elif args.precision == "fp16":
+        to_fp16(source, target)
+    elif (args.data / "train.jsonl").exists():
+        examples = read_examples(args.data, "train")
+        some = examples[:: max(1, len(examples) // args.range_texts)]
+        windows = [encoder.encode(Pair(e.prompt, e.response))[0] for e in some]
+        mixed_int8(source, target, [pad([window], encoder.pad_id) for window in windows])
+    else:
+        mixed_int8(source, target)
 
 
 def parity(
     model: ModerationModel, moderator: OnnxModerator, examples: list[Example], encoder: Encoder
-) -> float:
-    """Share of texts on which torch and the artifact call the same severity at 0.5."""
+) -> Parity:
+    """The severities that torch and the artifact call at 0.5, compared."""
     ours, _ = predict(model, encode(examples, encoder, 0.0), encoder.pad_id, bf16=False)
     theirs, _ = text_logits(moderator, [Pair(e.prompt, e.response) for e in examples])
-    return float(((ours >= 0).sum(1) == (theirs >= 0).sum(1)).mean())
+    called, calls = (ours >= 0).sum(1), (theirs >= 0).sum(1)
+    return Parity(
+        texts=len(examples),
+        equal=float((called == calls).mean()),
+        unsafe_equal=float(((called > 0) == (calls > 0)).mean()),
+        largest_step=int(np.abs(called - calls).max()),
+    )
 
 
 def main(args: Args) -> None:
@@ -93,10 +128,11 @@ def main(args: Args) -> None:
     export_onnx(model, scratch / "fp32.onnx")
     args.out.mkdir(parents=True, exist_ok=True)
     (args.out / "manifest.json").unlink(missing_ok=True)
-    quantize(scratch / "fp32.onnx", args.out / "model.onnx")
+    config = EncoderConfig(trained["max_tokens"], trained["prompt_tokens"], trained["overlap"])
+    encoder = Encoder.from_file(args.model / "tokenizer.json", config)
+    convert(args, scratch / "fp32.onnx", encoder)
     shutil.copy(args.model / "tokenizer.json", args.out / "tokenizer.json")
     shutil.copy(Path(__file__).with_name("model_license.txt"), args.out / "LICENSE")
-    config = EncoderConfig(trained["max_tokens"], trained["prompt_tokens"], trained["overlap"])
     manifest = Manifest(
         id=args.name,
         base=trained["base"],
@@ -108,16 +144,17 @@ def main(args: Args) -> None:
         encoding=config.to_json(),
     )
     write_manifest(args.out, manifest)
-    size = (args.out / "model.onnx").stat().st_size / 1e6
-    print(f"{args.out}: {size:.1f} MB")
+    size = round((args.out / "model.onnx").stat().st_size / 1e6, 1)
+    print(f"{args.out}: {size} MB")
     if (args.data / "validation.jsonl").exists():
         examples = read_examples(args.data, "validation")[: args.parity_texts]
-        encoder = Encoder.from_file(args.out / "tokenizer.json", config)
-        share = parity(model, OnnxModerator(args.out, device="cpu"), examples, encoder)
-        print(f"parity of int8 with torch fp32: {share:.4f} of {len(examples)} decisions")
-        if share < args.parity:
+        found = parity(model, OnnxModerator(args.out, device="cpu"), examples, encoder)
+        print(f"parity of {args.precision} with torch fp32: {found}")
+        if found.equal < args.parity or found.largest_step > 1:
             (args.out / "manifest.json").unlink()
-            raise SystemExit(f"parity {share:.4f} < {args.parity}: the artifact is not usable")
+            raise SystemExit(f"parity below {args.parity}, or two levels off: not usable")
+        metrics = {"parity": {"precision": args.precision, **asdict(found)}, "megabytes": size}
+        write_manifest(args.out, replace(manifest, metrics=metrics))
 
 
 def data_source(name: str, rows: int) -> dict[str, Any]:
@@ -128,6 +165,7 @@ def data_source(name: str, rows: int) -> dict[str, Any]:
         "prompts": "CC-BY-NC-4.0 (BeaverTails, PKU-SafeRLHF); MIT (HH-RLHF)",
         "benign": "CC-BY-NC-4.0 (AlpacaFarm, Alpaca); CC-BY-SA-3.0 (Dolly)",
         "over_refusal": "CC-BY-4.0 (XSTest); none stated (OKTest)",
+        "contrast": "Apache-2.0 (written for this project)",
         "unlabelled": "MIT (GPTFuzz); Apache-2.0 (DiaSafety); CC-BY-NC-SA-4.0 (S-Eval)",
         "pku": "CC-BY-NC-4.0 (PKU-SafeRLHF)",
     }

@@ -38,6 +38,8 @@ class Args:
     """At most so many texts of one source are judged; the rest are left out."""
     weight: float = 0.7
     """Weight in the loss of a relabelled text."""
+    blend: bool = False
+    """Average with the soft labels that `--data` has from another teacher: an ensemble of two."""
     chunk: int = 512
     bf16: bool = True
 
@@ -48,19 +50,25 @@ def relabel(
     """Each example with the teacher's probabilities as its `soft` labels."""
     rows = encode(examples, encoder, 0.0)
     severity, categories = predict(model, rows, encoder.pad_id, bf16=args.bf16)
-    return [
-        replace(
-            example,
-            soft={"severity": _probabilities(s), "categories": _probabilities(c)},
-            origin={**example.origin, "soft": "teacher"},
-            weight=args.weight,
+    labelled = []
+    for example, s, c in zip(examples, severity, categories, strict=True):
+        soft = {"severity": _probabilities(s), "categories": _probabilities(c)}
+        other = example.soft if args.blend else None
+        if other is not None:
+            soft = {name: np.mean([soft[name], other[name]], axis=0) for name in soft}
+        labelled.append(
+            replace(
+                example,
+                soft={name: [round(float(p), 4) for p in soft[name]] for name in soft},
+                origin={**example.origin, "soft": "teacher" if other is None else "two teachers"},
+                weight=args.weight,
+            )
         )
-        for example, s, c in zip(examples, severity, categories, strict=True)
-    ]
+    return labelled
 
 
-def _probabilities(logits: np.ndarray) -> list[float]:
-    return [round(float(p), 4) for p in 1 / (1 + np.exp(-logits))]
+def _probabilities(logits: np.ndarray) -> np.ndarray:
+    return 1 / (1 + np.exp(-logits))
 
 
 def main(args: Args) -> None:

@@ -16,7 +16,7 @@ import os
 import random
 import time
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -27,12 +27,15 @@ from accelerate import Accelerator
 from torch import Tensor, nn
 
 from guardrail.encoding import Encoder, EncoderConfig
+from training.augment import obfuscate
 from training.bases import MINILM, base_folder
 from training.batching import Encoded, batches, encode, predict, tensors
+from training.contrast import prompts
 from training.data import Example, read_examples
 from training.losses import masked_bce
 from training.metrics import moderation_metrics
 from training.model import ModerationModel
+from training.quantized import quantization_aware, settle
 
 
 @dataclass
@@ -67,6 +70,12 @@ class Args:
     """Share of long texts seen through a window other than the first."""
     prefix: float = 0.0
     """Share of harmless answers cut short, since streams are judged on prefixes."""
+    obfuscate: float = 0.0
+    """Share of the texts that are seen with typing errors and the like (`training.augment`)."""
+    contrast: int = 0
+    """How often the prompts of `training.contrast` are seen per epoch."""
+    quantization_aware: bool = False
+    """Train on weights that int8 can hold exactly (`training.quantized`)."""
     severity_weight: tuple[float, float, float] = (1.0, 1.0, 1.0)
     seed: int = 0
     max_tokens: int = 256
@@ -220,6 +229,8 @@ def main(args: Args) -> None:
     model = ModerationModel.from_base(folder)
     if args.init is not None:
         model.load_state_dict(torch.load(args.init / "model.pt", weights_only=True))
+    if args.quantization_aware:
+        quantization_aware(model)
     run = Run(args, model, accelerator, steps)
     if accelerator.is_main_process:
         print(f"{len(rows)} texts, {steps} steps, {len(validation)} validation texts", flush=True)
@@ -241,6 +252,7 @@ def main(args: Args) -> None:
             print(json.dumps(run.progress.history[-1]), flush=True)
     if accelerator.is_main_process:
         run.seconds()
+        settle(run.model)
         _finish(args, run.model, folder, run.progress, chosen)
 
 
@@ -260,7 +272,32 @@ def choose(examples: Sequence[Example], args: Args) -> list[Example]:
             continue
         times = [n for prefix, n in args.repeat.items() if example.source.startswith(prefix)]
         chosen += [example] * max(times, default=1)
-    return chosen[: args.limit]
+    chosen += _contrast() * args.contrast
+    return [
+        _obfuscated(e, rng) if rng.random() < args.obfuscate else e for e in chosen[: args.limit]
+    ]
+
+
+def _contrast() -> list[Example]:
+    """`training.contrast` as examples; of the harmful ones nothing else is known."""
+    return [
+        Example(
+            prompt=prompt,
+            response=None,
+            source="contrast",
+            unsafe=harmful,
+            severity=None if harmful else 0,
+            categories=None if harmful else [],
+            origin={"unsafe": "written for it"},
+        )
+        for prompt, harmful in prompts()
+    ]
+
+
+def _obfuscated(example: Example, rng: random.Random) -> Example:
+    if example.response is None:
+        return replace(example, prompt=obfuscate(example.prompt, rng))
+    return replace(example, response=obfuscate(example.response, rng))
 
 
 def evaluate(

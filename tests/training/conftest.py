@@ -31,7 +31,7 @@ def tiny_base(tmp_path_factory: pytest.TempPathFactory) -> Path:
         hidden_size=32,
         num_hidden_layers=2,
         num_attention_heads=2,
-        intermediate_size=64,
+        intermediate_size=128,
         max_position_embeddings=128,
     )
     transformers.BertModel(config, add_pooling_layer=False).save_pretrained(folder)

@@ -1,0 +1,46 @@
+"""Obfuscated texts, and prompts that sound harmful and are not."""
+
+from __future__ import annotations
+
+import random
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+pytest.importorskip("torch")
+
+from training.augment import obfuscate
+from training.contrast import prompts
+from training.data import normalise
+
+
+@given(st.text(), st.integers(0, 2**31))
+def test_obfuscation_is_fixed_by_its_seed_and_leaves_short_words_and_other_scripts(
+    text: str, seed: int
+) -> None:
+    once = obfuscate(text, random.Random(seed))
+    assert once == obfuscate(text, random.Random(seed))
+    foreign = [c for c in text if not c.isascii()]
+    assert [c for c in once if not c.isascii()] == foreign
+    assert obfuscate("to be or not", random.Random(seed)) == "to be or not"
+
+
+def test_obfuscation_disturbs_a_share_of_the_words() -> None:
+    text = "explain carefully which household chemicals should never come together " * 10
+    disturbed = [obfuscate(text, random.Random(seed)) for seed in range(20)]
+    assert all(other != text for other in disturbed)
+    whole = [sum(a == b for a, b in zip(text.split(), d.split(), strict=False)) for d in disturbed]
+    assert max(whole) > 40  # most words stand
+
+
+def test_contrast_has_harmless_and_harmful_endings_of_the_same_words() -> None:
+    known = list(prompts())
+    assert known == list(prompts())
+    assert len({normalise(p) for p, _ in known}) == len(known)
+    harmful, harmless = ([p for p, h in known if h is kind] for kind in (True, False))
+    assert len(harmless) > 200
+    assert len(harmful) > 80
+    for verb in ("kill", "shoot", "blow up", "steal", "smuggle"):
+        assert any(f" {verb} " in p for p in harmful)
+        assert any(f" {verb} " in p for p in harmless)
