@@ -25,6 +25,7 @@ from itertools import accumulate, count
 from types import TracebackType
 from typing import TypeAlias, cast
 
+from guardrail._batching_cost import Cost
 from guardrail.errors import ModerationError, Overloaded
 from guardrail.moderator import Moderator
 from guardrail.policy import Thresholds
@@ -35,7 +36,7 @@ __all__ = ["Batcher"]
 
 _IDLE_SECONDS = 10.0  # a worker without work ends, so that a forgotten batcher leaves no thread
 _EXIT_SECONDS = 5.0  # a hanging moderator must not keep the interpreter from ending
-_LONG = 4000  # characters from which on a text may be overtaken for the whole latency bound
+_LONG = 2000  # characters from which on a text may be overtaken for the whole latency bound
 _OVERHEAD = 50  # what a text costs whatever its length, in characters
 _ADMITTED = 0.75  # of the queue; the rest is for conversations under way
 
@@ -70,7 +71,7 @@ class Batcher:
         nothing and wait for one another, else 64.
     max_pending: texts waiting or being judged; a call that would exceed it raises `Overloaded`.
     latency: seconds that company may cost a text: shorter texts that came up to so much later go
-        first, and a batch is filled up to what is expected to take so long.
+        first, and a batch is filled until its texts together are expected to add so much.
 
     A call of many texts counts as if they came one after the other: it does not hold up the rest.
 
@@ -99,7 +100,7 @@ class Batcher:
                 raise ValueError(f"{name}={getattr(self, name)!r} must be at least 1")
         if not latency >= 0:
             raise ValueError(f"latency={latency!r} must be 0 seconds or more")
-        self._rate = 0.0  # seconds per character of one worker, lately
+        self._cost = Cost()
         self._closed = False
         self._start_empty()
         _ALL.add(self)
@@ -228,12 +229,12 @@ class Batcher:
 
     def _estimate(self) -> float:
         waiting = sum(job.size for _, _, job in self._queue)
-        return max(0.1, waiting * self._rate / self.workers)
+        return max(0.1, waiting * self._cost.average / self.workers)
 
     def _due(self, jobs: Sequence[_Job]) -> list[float]:
         """When each text of a call that came now is due, on the clock of time.monotonic()."""
         now = time.monotonic()
-        before = accumulate((job.size * self._rate for job in jobs), initial=0.0)
+        before = accumulate((job.size * self._cost.average for job in jobs), initial=0.0)
         return [
             now + wait + self._latency * min(1.0, job.size / _LONG)
             for job, wait in zip(jobs, before, strict=False)
@@ -259,9 +260,9 @@ class Batcher:
         their share."""
         share = -(-len(self._queue) // self.workers)
         batch: list[_Job] = []
-        seconds = 0.0
+        marginal, seconds = self._cost.marginal, 0.0
         while self._queue and len(batch) < min(self.max_batch, share):
-            seconds += self._queue[0][2].size * self._rate
+            seconds += self._queue[0][2].size * marginal
             if batch and seconds > self._latency:
                 break
             batch.append(heapq.heappop(self._queue)[2])
@@ -334,10 +335,9 @@ class Batcher:
         _settle([(job.call, error)])
 
     def _finish(self, batch: Sequence[_Job], seconds: float) -> None:
-        rate = seconds / sum(job.size for job in batch)
         with self._lock:
+            self._cost.learn(sum(job.size for job in batch), seconds)
             self._running.difference_update(batch)
-            self._rate += (rate - self._rate) * (0.1 if self._rate else 1.0)
             if not (self._queue or self._running):
                 self._drained.notify_all()
 
