@@ -2,14 +2,18 @@
 
     python -m training.calibrate --model guardrail/models/small --data build/data
 
-On the validation split, per direction: Platt scaling per severity level and per category (Platt
-1999; pooled over categories with few positives), then the thresholds. `minor` maximises F1 on the
+On the validation split alone, per direction: a scaling per severity level and per category, chosen
+by cross-validated log-loss (`training.scaling`), then the thresholds. `minor` maximises F1 on the
 annotated texts among thresholds that flag at most a target share of the benign ones; `moderate` and
-`severe` maximise quadratic kappa; the category threshold maximises micro F1. Writes the manifest.
+`severe` maximise quadratic kappa; categories take one shared threshold, or each its own for a
+target rate of false positives, whichever names categories better across folds. Writes the
+manifest; a report gets the comparison, the thresholds' intervals, and what it costs to promise
+that at most alpha of the harms pass (risk control).
 """
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -17,18 +21,25 @@ from typing import Any
 
 import numpy as np
 import tyro
-from sklearn.linear_model import LogisticRegression
-from sklearn.metrics import cohen_kappa_score, f1_score
 
 from guardrail.artifact import Calibration, write_manifest
+from guardrail.calibration import (
+    Scale,
+    expected_calibration_error,
+    expected_error_by_chance,
+    fit_platt,
+    threshold_for_rate,
+)
 from guardrail.moderator import OnnxModerator, calibrated
 from guardrail.policy import LEVELS
 from guardrail.taxonomy import Category, Direction
 from guardrail.verdict import Pair
 from training.data import Example, read_examples, targets
+from training.scaling import Choice, choose
 from training.scoring import text_logits
+from training.thresholds import category_thresholds, fit_categories, fit_levels, risk_control
 
-Scale = tuple[float, float]
+CLEARLY = 0.02  # share of log-loss from which isotonic regression would be worth a new format
 
 
 @dataclass
@@ -40,99 +51,241 @@ class Args:
     target_fpr_input: float = 0.05
     """The same for prompts, where the benign ones are over-refusal questions, hard on purpose."""
     few: int = 25
-    """Categories with fewer positives share one scaling."""
+    """Categories with fewer positives share one scaling, and one threshold."""
+    delta: float = 0.1
+    """Chance that a promise of risk control fails; one minus its confidence."""
+    report: Path | None = None
+    """The comparison in Markdown, its figures beside it as JSON: `calibration.md` beside `data`."""
 
 
-def platt(logits: np.ndarray, truth: np.ndarray) -> Scale:
-    """(scale, bias) that make sigmoid(scale * logit + bias) a probability; scale stays positive."""
-    if truth.min() == truth.max():
-        return 1.0, 0.0
-    fit = LogisticRegression(C=10.0).fit(logits[:, None], truth)
-    scale = float(fit.coef_[0, 0])
-    return (scale, float(fit.intercept_[0])) if scale > 0 else (1.0, 0.0)
+@dataclass(frozen=True)
+class Scored:
+    """Validation texts of one direction: annotated ones, benign ones, and their raw logits."""
+
+    annotated: list[Example]
+    benign: list[Example]
+    severity: np.ndarray
+    categories: np.ndarray
+
+    @property
+    def levels(self) -> np.ndarray:
+        return np.array([e.severity for e in self.annotated])
+
+    @property
+    def names(self) -> np.ndarray:
+        return np.stack([targets(e)[2] for e in self.annotated])
+
+
+# --- scalings ------------------------------------------------------------------------------------
 
 
 def fit_calibration(
-    severity: np.ndarray, categories: np.ndarray, examples: Sequence[Example], few: int
-) -> Calibration:
-    """severity (n, 3) and categories (n, 19) are logits of texts that have both labels."""
-    truth = np.array([e.severity for e in examples])
-    names = np.stack([targets(e)[2] for e in examples])
-    pooled = platt(categories.ravel(), names.ravel())
-    return Calibration(
-        severity=[platt(severity[:, k], truth > k) for k in range(3)],
-        categories=[
-            platt(categories[:, c], names[:, c]) if names[:, c].sum() >= few else pooled
-            for c in range(len(Category))
-        ],
-    )
+    rows: Scored, other: Scored | None, few: int
+) -> tuple[Calibration, dict[str, Choice]]:
+    """The scalings of one direction and how each was chosen. Severity levels lean on the other
+    direction's, categories on a fit over all of them."""
+    n = len(rows.annotated)
+    prompts = [e.prompt for e in rows.annotated]
+    severity, categories, names = rows.severity[:n], rows.categories[:n], rows.names
+    choices: dict[str, Choice] = {}
+    scales: list[Scale] = []
+    for k, level in enumerate(LEVELS):
+        truth = (rows.levels > k).astype(float)
+        prior = (1.0, 0.0)
+        if other is not None and len(other.annotated):
+            prior = fit_platt(other.severity[: len(other.annotated), k], other.levels > k)
+        if truth.sum() in (0, n):
+            scales.append(prior)
+            continue
+        choices[level.label] = choose(severity[:, k], truth, prompts, prior)
+        scales.append(choices[level.label].scale)
+    pooled = fit_platt(categories.ravel(), names.ravel())
+    own = [pooled] * len(Category)
+    for c, category in enumerate(Category):
+        if few <= names[:, c].sum() < n:
+            choices[category.value] = choose(
+                categories[:, c], names[:, c], prompts, pooled, near=True
+            )
+            own[c] = choices[category.value].scale
+    return Calibration(scales, own), choices
 
 
-def fit_thresholds(
-    severity: np.ndarray,
-    categories: np.ndarray,
-    examples: Sequence[Example],
-    benign: np.ndarray,
-    target_fpr: float,
+# --- report --------------------------------------------------------------------------------------
+
+
+def markdown(report: dict[str, Any], delta: float) -> str:
+    lines = [f"# Calibration of {report['model']}", "", "Validation split; nothing else was seen."]
+    for direction in [d.value for d in Direction if d.value in report]:
+        part = report[direction]
+        lines += [
+            "", f"## {direction}: {part['annotated']} annotated, {part['benign']} benign", "",
+            "| head | scaling | log-loss off | on | isotonic | ECE off | on | by chance |",
+            "|---|---|---|---|---|---|---|---|",
+        ]  # fmt: skip
+        for head, row in part["heads"].items():
+            losses = row["losses"]
+            first = losses.get("none", losses.get("pooled"))
+            cells = [first, losses[row["chosen"]], losses["isotonic"]]
+            cells += [row.get(k) for k in ("ece_before", "ece_after", "ece_by_chance")]
+            text = " | ".join("-" if x is None else f"{x:.4f}" for x in cells)
+            lines.append(f"| {head} | {row['chosen']} | {text} |")
+        lines += [
+            "",
+            f"{_isotonic(part['heads'])} For a category, `off` is one fit over all.",
+            "",
+        ]
+        lines += ["| threshold | value | 95 % interval | rate | its interval | n |"]
+        lines += ["|---|---|---|---|---|---|"]
+        lines += [
+            f"| {name} | {t['value']:.3f} | {t['low']:.3f}-{t['high']:.3f} | {t['rate']:.4f} "
+            f"| {t['rate_low']:.4f}-{t['rate_high']:.4f} | {t['n']} |"
+            for name, t in part["for_target_fpr"].items()
+        ]
+        ways = ", ".join(f"{way} {f1:.4f}" for way, f1 in part["category_ways"].items())
+        lines += ["", f"Micro F1 of categories on unseen folds, by thresholds: {ways}.", ""]
+        lines += [f"Of such harms at most alpha pass, with confidence {1 - delta:g}:", ""]
+        lines += ["| harm | alpha | n | threshold | pass | bound | harmless flagged | benign |"]
+        lines += ["|---|---|---|---|---|---|---|---|"]
+        lines += [_promise(row) for row in part["risk_control"]]
+    return "\n".join(lines) + "\n"
+
+
+def _isotonic(heads: dict[str, Any]) -> str:
+    clearly = [
+        name
+        for name, row in heads.items()
+        if row["losses"]["isotonic"] < (1 - CLEARLY) * row["losses"][row["chosen"]]
+    ]
+    if not clearly:
+        return "Isotonic regression, which the artifact cannot hold, is clearly better nowhere."
+    return f"Isotonic regression, which the artifact cannot hold, is better for {clearly}."
+
+
+def _promise(row: dict[str, Any]) -> str:
+    worse = "" if row["harm"] == "severe" else " or worse"
+    head = f"| {row['harm']}{worse} | {row['alpha']:g} | {row['n']} |"
+    if "needed" in row:
+        return f"{head} needs {row['needed']} | - | - | - | - |"
+    names = ("threshold", "passed", "bound", "harmless_flagged", "benign_flagged")
+    cells = ("-" if row[k] is None else f"{row[k]:.4f}" for k in names)
+    return f"{head} {' | '.join(cells)} |"
+
+
+def _head(
+    choice: Choice, before: np.ndarray, after: np.ndarray, truth: np.ndarray
 ) -> dict[str, Any]:
-    """severity (n, 3) and categories (n, 19) are calibrated probabilities of annotated texts;
-    benign (m,) P(>= minor) of texts known to be harmless."""
-    truth = np.array([e.severity for e in examples])
-    names = np.stack([targets(e)[2] for e in examples])
-    grid = np.arange(0.1, 0.91, 0.01)
-    allowed = [t for t in grid if not len(benign) or (benign >= t).mean() <= target_fpr]
-    minor = max(allowed or grid[-1:], key=lambda t: f1_score(truth > 0, severity[:, 0] >= t))
-    levels = {"minor": minor, "moderate": 0.5, "severe": 0.5}
-
-    def called(moderate: float, severe: float) -> np.ndarray:
-        reached = severity >= np.array([minor, moderate, severe])
-        result: np.ndarray = reached.cumprod(axis=1).sum(axis=1)
-        return result
-
-    coarse = np.arange(0.15, 0.81, 0.025)
-    levels["moderate"], levels["severe"] = max(
-        ((m, s) for m in coarse for s in coarse),
-        key=lambda ms: cohen_kappa_score(truth, called(*ms), weights="quadratic"),
-    )
-    flagged = severity[:, :1] >= minor
-    one = max(grid, key=lambda t: f1_score(names, flagged & (categories >= t), average="micro"))
     return {
-        "severity": {level.label: round(float(levels[level.label]), 3) for level in LEVELS},
-        "categories": {c.value: round(float(one), 3) for c in Category},
+        "chosen": choice.name,
+        "losses": choice.losses,
+        "ece_before": expected_calibration_error(before, truth),
+        "ece_after": expected_calibration_error(after, truth),
+        "ece_by_chance": expected_error_by_chance(after),
     }
+
+
+# --- command -------------------------------------------------------------------------------------
 
 
 def _is_benign(example: Example) -> bool:
     return example.severity == 0 and example.source.startswith(("benign/", "over_refusal/"))
 
 
+def _scored(moderator: OnnxModerator, rows: Sequence[Example], label: str) -> Scored:
+    annotated = [e for e in rows if e.source.startswith("annotated/")]
+    benign = [e for e in rows if _is_benign(e)]
+    pairs = [Pair(e.prompt, e.response) for e in annotated + benign]
+    severity, categories = text_logits(moderator, pairs, label=label)
+    return Scored(annotated, benign, severity, categories)
+
+
+def calibrate(
+    rows: Scored, other: Scored | None, target_fpr: float, args: Args
+) -> tuple[Calibration, dict[str, Any], dict[str, Any]]:
+    """One direction: its scalings, its thresholds as the manifest has them, and the report."""
+    n, truth, names = len(rows.annotated), rows.levels, rows.names
+    fitted, choices = fit_calibration(rows, other, args.few)
+    severity, categories = calibrated(rows.severity, rows.categories, fitted)
+    raw, _ = calibrated(rows.severity, rows.categories, Calibration())
+    levels = fit_levels(severity[:n], truth, severity[n:, 0], target_fpr)
+    flagged = severity[:n, 0] >= levels["minor"]
+    own, ways = fit_categories(
+        categories[:n], names, flagged, [e.prompt for e in rows.annotated], args.few
+    )
+    for_target = {
+        f"{category.value}": found
+        for category, found in zip(
+            Category,
+            category_thresholds(categories[:n], names, flagged, target_fpr, args.few),
+            strict=True,
+        )
+        if found is not None
+    }
+    if len(rows.benign):
+        for_target = {"minor": threshold_for_rate(severity[n:, 0], target_fpr), **for_target}
+    thresholds = {
+        "severity": {label: round(value, 3) for label, value in levels.items()},
+        "categories": {c.value: round(float(t), 3) for c, t in zip(Category, own, strict=True)},
+    }
+    heads = {
+        level.label: _head(choices[level.label], raw[:n, k], severity[:n, k], truth > k)
+        for k, level in enumerate(LEVELS)
+        if level.label in choices
+    }
+    heads |= {
+        name: {"chosen": choice.name, "losses": choice.losses}
+        for name, choice in choices.items()
+        if name not in heads
+    }
+    report = {
+        "annotated": n,
+        "benign": len(rows.benign),
+        "heads": heads,
+        "thresholds": thresholds,
+        "target_fpr": target_fpr,
+        "for_target_fpr": {
+            name: {slot: getattr(t, slot) for slot in t.__slots__} for name, t in for_target.items()
+        },
+        "category_ways": ways,
+        "risk_control": risk_control(severity[:n], truth, severity[n:, 0], args.delta),
+    }
+    return fitted, thresholds, report
+
+
 def main(args: Args) -> None:
     moderator = OnnxModerator(args.model, device="cpu", locate=False)
     labelled = [e for e in read_examples(args.data, "validation") if e.origin.get("severity")]
+    scored = {
+        direction: _scored(
+            moderator,
+            [e for e in labelled if Pair(e.prompt, e.response).direction is direction],
+            direction.value,
+        )
+        for direction in Direction
+    }
     calibration: dict[str, Any] = {}
     thresholds: dict[str, Any] = {}
-    for direction in Direction:
-        rows = [e for e in labelled if Pair(e.prompt, e.response).direction is direction]
-        annotated = [e for e in rows if e.source.startswith("annotated/")]
-        benign = [e for e in rows if _is_benign(e)]
-        pairs = [Pair(e.prompt, e.response) for e in annotated + benign]
-        s, c = text_logits(moderator, pairs, label=direction.value)
-        split = len(annotated)
+    report: dict[str, Any] = {"model": moderator.id}
+    for direction, rows in scored.items():
+        if not rows.annotated:
+            print(f"{direction.value}: no annotated validation texts, left uncalibrated")
+            continue
+        other = scored[Direction.OUTPUT if direction is Direction.INPUT else Direction.INPUT]
         is_input = direction is Direction.INPUT
         target_fpr = args.target_fpr_input if is_input else args.target_fpr
-        fitted = fit_calibration(s[:split], c[:split], annotated, args.few)
-        severity, categories = calibrated(s, c, fitted)
-        thresholds[direction.value] = fit_thresholds(
-            severity[:split], categories[:split], annotated, severity[split:, 0], target_fpr
-        )
+        fitted, found, part = calibrate(rows, other, target_fpr, args)
+        thresholds[direction.value], report[direction.value] = found, part
         calibration[direction.value] = {
             "severity": [[round(x, 4) for x in pair] for pair in fitted.severity],
             "categories": [[round(x, 4) for x in pair] for pair in fitted.categories],
         }
         print(
-            f"{direction.value}: {split} annotated, {len(benign)} benign: "
-            f"{thresholds[direction.value]['severity']}"
+            f"{direction.value}: {part['annotated']} annotated, {part['benign']} benign: "
+            f"{found['severity']}"
         )
+    path = args.report or args.data.parent / "calibration.md"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(markdown(report, args.delta), encoding="utf-8")
+    path.with_suffix(".json").write_text(json.dumps(report, indent=1), encoding="utf-8")
     write_manifest(
         args.model,
         replace(moderator.manifest, calibration=calibration, thresholds=thresholds),

@@ -1,31 +1,39 @@
 """Evaluation of the exported artifact, as the SDK decides: thresholds, calibration, windows.
 
     python -m training.evaluate --model guardrail/models/small --source ../shared/data
+    python -m training.evaluate --docs docs --card docs/model-card.md
 
-Every set is kept out of training: test splits by prompt, and public sets without the texts whose
-normalised prompt is in the training split. Label kinds are never pooled. 95 % intervals by
-bootstrap. Writes the table (Markdown) and puts the figures into the manifest.
+Every set is kept out of training (`training.eval_sets`); 95 % intervals by bootstrap over prompts.
+Beside the sets: sources and categories apart, disguises, prefixes of answers, reliability. Writes
+Markdown, JSON beside it and the manifest's metrics; `--docs` adds plots, `--card` fills in the
+model card. Raw scores are kept in `--cache`: a run that was stopped goes on, and after a new
+calibration nothing is judged twice.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+import json
+import math
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import tyro
-from sklearn.metrics import cohen_kappa_score, f1_score, roc_auc_score
 
 from guardrail.artifact import write_manifest
-from guardrail.moderator import OnnxModerator, calibrated
-from guardrail.policy import LEVELS
+from guardrail.moderator import OnnxModerator
 from guardrail.taxonomy import Category, Direction
-from guardrail.verdict import Pair
-from training.data import Example, normalise, read_examples, read_jsonl, targets
-from training.metrics import expected_calibration_error
-from training.scoring import text_logits
+from training.data import Example, Split, normalise, read_examples, targets
+from training.decisions import Decisions, decide
+from training.eval_sets import EvalSet, direction_of, held_out_sets, human_labels, public_sets
+from training.evaluation_report import fill_card, markdown
+from training.metrics import binary_metrics, category_metrics, intervals, severity_metrics
+from training.prefixes import SHARES, caught_by, prefixes
+from training.robustness import OBFUSCATIONS, kept, obfuscated, sample
+
+MIN_TAG = 20  # texts of a source or category below which a row of figures says nothing
 
 
 @dataclass
@@ -35,196 +43,188 @@ class Args:
     source: Path = Path("../shared/data")
     """Folder with the public evaluation sets; left out where there is none."""
     out: Path = Path("build/evaluation.md")
-    split: str = "test"
+    split: Split = "test"
     record: bool = True
     """Put the figures into the model's manifest."""
+    docs: Path | None = None
+    """Write `evaluation.md` and `evaluation/` (figures, plots) there."""
+    card: Path | None = None
+    """Model card whose figures are filled in."""
+    cache: Path | None = None
+    """Where raw scores are kept: `evaluation_cache` beside `data`, unless said otherwise."""
+    hard: int = 300
+    """Harmful texts that are disguised, and answers that are cut; a third as many harmless ones."""
+    limit: int | None = None
+    """At most so many texts of a set: a quick look, whose figures are never recorded."""
 
 
-@dataclass(frozen=True)
-class EvalSet:
-    """Texts with one kind of label. labels: who gave them."""
-
-    name: str
-    labels: str
-    examples: list[Example]
-
-
-@dataclass(frozen=True)
-class Decisions:
-    """What the SDK decides on n texts: P(>= level) (n, 3), categories (n, 19), severity (n,)."""
-
-    probabilities: np.ndarray
-    categories: np.ndarray
-    held: np.ndarray
-    severity: np.ndarray
-
-
-def decide(moderator: OnnxModerator, examples: Sequence[Example], label: str) -> Decisions:
-    """The decisions of a policy without thresholds of its own, i.e. the model's calibrated ones."""
-    logits_s, logits_c = text_logits(
-        moderator, [Pair(e.prompt, e.response) for e in examples], label=label
-    )
-    severity, categories = np.empty_like(logits_s), np.empty_like(logits_c)
-    reached = np.zeros(len(examples), int)
-    held = np.zeros(logits_c.shape, bool)
-    for direction in Direction:
-        rows = np.array([Pair(e.prompt, e.response).direction is direction for e in examples])
-        if not rows.any():
-            continue
-        s, c = calibrated(
-            logits_s[rows], logits_c[rows], moderator.manifest.calibration_of(direction)
-        )
-        thresholds = moderator.thresholds[direction]
-        levels = np.array([thresholds.severity.get(level, 0.5) for level in LEVELS])
-        limits = np.array([thresholds.categories.get(category, 0.5) for category in Category])
-        reached[rows] = (s >= levels).cumprod(axis=1).sum(axis=1)
-        over = c >= limits
-        none = ~over.any(axis=1)
-        over[none, c[none].argmax(axis=1)] = True
-        held[rows] = over & (reached[rows] > 0)[:, None]
-        severity[rows], categories[rows] = s, c
-    return Decisions(severity, categories, held, reached)
-
-
-def score(examples: Sequence[Example], seen: Decisions) -> dict[str, Any]:
-    """Figures that the set's labels allow; `f1_low`, `f1_high` bound F1's 95 % interval."""
+def score(each: EvalSet, seen: Decisions) -> dict[str, Any]:
+    """Figures that the set's labels allow; `<name>_low`, `<name>_high` bound the main ones."""
+    examples = each.examples
     unsafe = np.array([bool(e.unsafe) for e in examples])
-    flagged = seen.severity > 0
-    figures: dict[str, Any] = {"n": len(examples), "unsafe": int(unsafe.sum())}
-    if not unsafe.all():
-        figures["fpr"] = flagged[~unsafe].mean()
-    if unsafe.any():
-        figures["recall"] = flagged[unsafe].mean()
-        figures["f1"] = f1_score(unsafe, flagged, zero_division=0)
-        figures["f1_low"], figures["f1_high"] = bootstrap(
-            lambda i: f1_score(unsafe[i], flagged[i], zero_division=0), len(examples)
-        )
-    if unsafe.any() and not unsafe.all():
-        figures["auroc"] = roc_auc_score(unsafe, seen.probabilities[:, 0])
-        figures["ece"] = expected_calibration_error(seen.probabilities[:, 0], unsafe)
-    graded = np.array([e.severity is not None for e in examples])
-    if graded.all() and unsafe.any():
-        truth = np.array([e.severity for e in examples])
-        figures["kappa"] = cohen_kappa_score(
-            truth, seen.severity, weights="quadratic", labels=[0, 1, 2, 3]
-        )
-        figures["severity_exact"] = (truth == seen.severity).mean()
-        figures["grave_recall"] = flagged[truth >= 2].mean() if (truth >= 2).any() else None
+    figures = binary_metrics(unsafe, seen.flagged, seen.probabilities[:, 0])
+    graded = None
+    if unsafe.any() and all(e.severity is not None for e in examples):
+        graded = np.array([e.severity for e in examples]), seen.severity
+        figures |= severity_metrics(*graded)
     if unsafe.any() and all(e.categories is not None for e in examples):
-        names = np.stack([targets(e)[2] for e in examples])
-        figures["category_f1"] = f1_score(names, seen.held, average="micro", zero_division=0)
+        names = np.stack([targets(e)[2] for e in examples]) > 0
+        both, either = (names & seen.held).sum(), names.sum() + seen.held.sum()
+        figures["category_f1"] = 2 * both / max(1, either)
+        known = category_metrics(
+            names, seen.held, seen.categories, seen.flagged, [c.value for c in Category]
+        )
+        figures["category_macro_f1"] = np.mean([row["f1"] for row in known.values()])
+        figures["categories"] = known
+    groups = [normalise(e.prompt) for e in examples]
+    figures |= intervals(figures, groups, unsafe, seen.flagged, seen.probabilities[:, 0], graded)
+    if len(set(each.tags)) > 1:
+        figures["by_tag"] = _by_tag(each, seen, unsafe)
+    return {"labels": each.labels, "kind": each.kind} | _rounded(figures)
+
+
+def _by_tag(each: EvalSet, seen: Decisions, unsafe: np.ndarray) -> dict[str, dict[str, Any]]:
+    tags = np.array([tag.partition("/")[0] for tag in each.tags])
     return {
-        k: v if v is None or isinstance(v, int) else round(float(v), 4) for k, v in figures.items()
+        tag: binary_metrics(
+            unsafe[tags == tag], seen.flagged[tags == tag], seen.probabilities[tags == tag, 0]
+        )
+        for tag in sorted(set(tags))
+        if (tags == tag).sum() >= MIN_TAG
     }
 
 
-def bootstrap(
-    statistic: Callable[[np.ndarray], float], n: int, rounds: int = 300, seed: int = 0
-) -> tuple[float, float]:
-    """Percentile interval (95 %) of a statistic of resampled indices."""
-    rng = np.random.default_rng(seed)
-    values = [statistic(rng.integers(0, n, n)) for _ in range(rounds)]
-    low, high = np.percentile(values, [2.5, 97.5])
-    return float(low), float(high)
+def _rounded(value: Any) -> Any:
+    """Four decimals, plain types, and None for what is not a number, all the way down."""
+    if isinstance(value, dict):
+        return {k: _rounded(v) for k, v in value.items()}
+    if isinstance(value, list):
+        return [_rounded(v) for v in value]
+    if isinstance(value, bool | str | int | None):
+        return value
+    return None if math.isnan(value) else round(float(value), 4)
 
 
-# --- sets ----------------------------------------------------------------------------------------
+# --- disguises and prefixes ----------------------------------------------------------------------
 
 
-def held_out_sets(examples: Sequence[Example]) -> Iterator[EvalSet]:
-    """Sets from a split of our own data."""
-
-    def pick(prefix: str, direction: Direction) -> list[Example]:
-        return [
-            e for e in examples
-            if e.source.startswith(prefix) and Pair(e.prompt, e.response).direction is direction
-        ]  # fmt: skip
-
-    yield EvalSet("annotated answers", "ai", pick("annotated/", Direction.OUTPUT))
-    yield EvalSet("annotated prompts", "ai", pick("annotated/", Direction.INPUT))
-    yield EvalSet("BeaverTails answers", "human", pick("responses/jincan", Direction.OUTPUT))
-    pku = pick("responses/pku", Direction.OUTPUT)
-    yield EvalSet("PKU-SafeRLHF answers, balanced", "human/derived", balanced(pku))
-    yield EvalSet("LLM refusals", "proxy", pick("responses/spard_refusal", Direction.OUTPUT))
-    yield EvalSet("benign answers", "derived", pick("benign/", Direction.OUTPUT))
-    yield EvalSet("benign prompts", "derived", pick("benign/", Direction.INPUT))
-    yield EvalSet("OKTest prompts", "human", pick("over_refusal/oktest", Direction.INPUT))
-    yield EvalSet("XSTest safe prompts", "human", pick("over_refusal/xstest", Direction.INPUT))
-
-
-def balanced(examples: Sequence[Example]) -> list[Example]:
-    """As many safe as unsafe texts, in file order."""
-    unsafe = [e for e in examples if e.unsafe]
-    safe = [e for e in examples if not e.unsafe]
-    size = min(len(unsafe), len(safe))
-    return unsafe[:size] + safe[:size]
+def robustness(
+    moderator: OnnxModerator, examples: Sequence[Example], args: Args
+) -> list[dict[str, Any]]:
+    """A row per disguise: recall kept on annotated harms, and harmless texts flagged in it."""
+    harms = _annotated(examples, unsafe=True, limit=args.hard)
+    benign = [e for e in examples if e.source.startswith("benign/")]
+    harmless = sample(benign, args.hard // 3)
+    if not harms:
+        return []
+    plain = decide(moderator, harms, "in the open", args.cache).flagged
+    rows = []
+    for name, how in {"none": None, **OBFUSCATIONS}.items():
+        texts, safe = (harms, harmless) if how is None else (
+            obfuscated(harms, how), obfuscated(harmless, how)
+        )  # fmt: skip
+        seen = decide(moderator, [*texts, *safe], name, args.cache)
+        row = kept(plain, seen.flagged[: len(harms)], seen.unreadable[: len(harms)])
+        if safe:
+            row["fpr"] = float(seen.flagged[len(harms) :].mean())
+        rows.append({"disguise": name} | row)
+    return rows
 
 
-def public_sets(folder: Path, trained: set[str]) -> Iterator[EvalSet]:
-    """PKU's own severities and parts of public benchmarks, without prompts trained on."""
-    path = folder / "severity_real.jsonl.gz"
-    if path.exists():
-        rows = [
-            Example(r["prompt"], r["response"], "severity_real", not r["safe"], r["severity"])
-            for r in read_jsonl(path)
+def prefix_table(
+    moderator: OnnxModerator, examples: Sequence[Example], args: Args
+) -> dict[str, list[dict[str, Any]]]:
+    """Harmful, gravely harmful and harmless answers, cut: what is flagged by then."""
+    answers = [e for e in examples if direction_of(e) is Direction.OUTPUT]
+    harms = _annotated(answers, unsafe=True, limit=args.hard)
+    harmless = sample([e for e in answers if e.source.startswith("benign/")], args.hard // 3)
+    if not harms:
+        return {}
+    texts = [*harms, *harmless]
+    flagged = np.stack(
+        [
+            decide(moderator, prefixes(texts, share), f"first {share:.0%}", args.cache).flagged
+            for share in SHARES
         ]
-        yield EvalSet("PKU's own severities", "human", _unseen(rows, trained))
-    for path in sorted((folder / "eval_public").glob("*.jsonl.gz")):
-        rows = [
-            Example(r["prompt"], r["response"], r["source"], bool(r["unsafe"]))
-            for r in read_jsonl(path)
-        ]
-        kind = next(read_jsonl(path)).get("label_kind", "?")
-        yield EvalSet(path.name.partition(".")[0], kind, _unseen(rows, trained))
+    )
+    grave = np.array([(e.severity or 0) >= 2 for e in texts])
+    harmful = np.arange(len(texts)) < len(harms)
+    parts = {"harmful": harmful, "moderate or severe": grave, "harmless": ~harmful}
+    return {name: caught_by(flagged[:, rows]) for name, rows in parts.items() if rows.any()}
 
 
-def _unseen(examples: list[Example], trained: set[str]) -> list[Example]:
-    return [e for e in examples if normalise(e.prompt) not in trained]
+def _annotated(examples: Sequence[Example], *, unsafe: bool, limit: int) -> list[Example]:
+    rows = [e for e in examples if e.source.startswith("annotated/") and e.unsafe is unsafe]
+    return sample(rows, limit)
 
 
-# --- report --------------------------------------------------------------------------------------
-
-COLUMNS = (
-    "n", "unsafe", "auroc", "f1", "recall", "fpr", "kappa", "grave_recall", "category_f1", "ece",
-)  # fmt: skip
+# --- command -------------------------------------------------------------------------------------
 
 
-def table(results: dict[str, dict[str, Any]]) -> str:
-    """Markdown, a row per set."""
-    lines = ["| set | labels | " + " | ".join(COLUMNS) + " |", "|---" * (len(COLUMNS) + 2) + "|"]
-    for name, figures in results.items():
-        cells = [_cell(figures, column) for column in COLUMNS]
-        lines.append(f"| {name} | {figures['labels']} | " + " | ".join(cells) + " |")
-    return "\n".join(lines) + "\n"
+def evaluate(args: Args) -> dict[str, Any]:
+    """Every figure, as one plain value; the manifest and the plots are written on the way."""
+    args = replace(args, cache=args.cache or args.data.parent / "evaluation_cache")
+    moderator = OnnxModerator(args.model, device="cpu", locate=False)
+    split = read_examples(args.data, args.split)
+    trained = {normalise(e.prompt) for e in read_examples(args.data, "train")}
+    sets = [
+        *held_out_sets(split, human_labels(args.source)),
+        *public_sets(args.source, trained),
+    ]
+    results: dict[str, dict[str, Any]] = {}
+    drawn: dict[str, tuple[EvalSet, Decisions]] = {}
+    for each in sets:
+        chosen = _cut(each, args.limit)
+        if chosen.examples:
+            seen = decide(moderator, chosen.examples, chosen.name, args.cache)
+            results[chosen.name] = score(chosen, seen)
+            drawn[chosen.name] = chosen, seen
+    hard = split if args.limit is None else sample(split, 20 * args.limit)
+    figures = {
+        "model": moderator.id,
+        "split": args.split,
+        "limit": args.limit,
+        "sets": results,
+        "robustness": _rounded(robustness(moderator, hard, args)),
+        "prefixes": _rounded(prefix_table(moderator, hard, args)),
+    }
+    if args.record and args.limit is None:
+        flat = {name: _flat(row) for name, row in results.items()}
+        write_manifest(args.model, replace(moderator.manifest, metrics=flat))
+    if args.docs is not None:
+        from training.plots_moderation import draw
+
+        draw(drawn, args.docs / "evaluation")
+    return figures
 
 
-def _cell(figures: dict[str, Any], column: str) -> str:
-    value = figures.get(column)
-    if value is None:
-        return "-"
-    if isinstance(value, int):
-        return str(value)
-    if column == "f1":
-        return f"{value:.3f} ({figures['f1_low']:.2f}-{figures['f1_high']:.2f})"
-    return f"{value:.3f}"
+def _cut(each: EvalSet, limit: int | None) -> EvalSet:
+    if limit is None:
+        return each
+    index = sample(range(len(each.examples)), limit)
+    examples, tags = [each.examples[i] for i in index], [each.tags[i] for i in index]
+    return replace(each, examples=examples, tags=tags)
+
+
+def _flat(row: dict[str, Any]) -> dict[str, Any]:
+    return {k: v for k, v in row.items() if not isinstance(v, dict)}
 
 
 def main(args: Args) -> None:
-    moderator = OnnxModerator(args.model, device="cpu", locate=False)
-    split = read_examples(args.data, args.split)  # type: ignore[arg-type]
-    trained = {normalise(e.prompt) for e in read_examples(args.data, "train")}
-    sets = [*held_out_sets(split), *public_sets(args.source, trained)]
-    results: dict[str, dict[str, Any]] = {}
-    for each in sets:
-        if each.examples:
-            figures = score(each.examples, decide(moderator, each.examples, each.name))
-            results[each.name] = {"labels": each.labels, **figures}
-    text = f"# {moderator.id}, {args.split} split\n\n{table(results)}"
+    if args.limit is not None and (args.docs or args.card):
+        raise SystemExit("--limit is for a quick look: leave it out to write --docs or --card")
+    figures = evaluate(args)
+    text = markdown(figures)
     args.out.parent.mkdir(parents=True, exist_ok=True)
     args.out.write_text(text, encoding="utf-8")
+    data = json.dumps(figures, indent=1, ensure_ascii=False) + "\n"
+    args.out.with_suffix(".json").write_text(data, encoding="utf-8")
+    if args.docs is not None:
+        (args.docs / "evaluation.md").write_text(markdown(figures, plots=True), encoding="utf-8")
+        (args.docs / "evaluation" / "figures.json").write_text(data, encoding="utf-8")
+    if args.card is not None:
+        fill_card(args.card, figures)
     print(text)
-    if args.record:
-        write_manifest(args.model, replace(moderator.manifest, metrics=results))
 
 
 if __name__ == "__main__":

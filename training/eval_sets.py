@@ -1,0 +1,114 @@
+"""What an evaluation is made of: sets kept out of training, each with one kind of label.
+
+Test splits by prompt; public sets without the texts whose normalised prompt was trained on. Human
+labels, AI annotations and labels that follow from how a text came about are never pooled.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Literal
+
+from guardrail.taxonomy import Direction
+from guardrail.verdict import Pair
+from training.data import Example, normalise, read_jsonl
+
+Kind = Literal["annotated", "human", "harmless", "public"]
+
+
+@dataclass(frozen=True)
+class EvalSet:
+    """Texts with one kind of label. labels: who gave them; kind: the table they belong in; tags: a
+    word per text by which the set can be broken down (its source, or a benchmark's category)."""
+
+    name: str
+    labels: str
+    kind: Kind
+    examples: list[Example]
+    tags: list[str]
+
+
+def direction_of(example: Example) -> Direction:
+    return Pair(example.prompt, example.response).direction
+
+
+def held_out_sets(
+    examples: Sequence[Example], human: dict[tuple[str, str], bool]
+) -> Iterator[EvalSet]:
+    """Sets from a split of our own data; human: people's own labels of annotated answers."""
+
+    def pick(prefix: str, direction: Direction) -> list[Example]:
+        return [e for e in examples if e.source.startswith(prefix) and direction_of(e) is direction]
+
+    def people(*names: str) -> list[Example]:
+        """Annotated answers as people labelled them, and those that only people labelled."""
+        found = [e for name in names for e in pick(f"responses/{name}", Direction.OUTPUT)]
+        annotated = [e for name in names for e in pick(f"annotated/{name}", Direction.OUTPUT)]
+        return found + [
+            replace(e, unsafe=human[e.key], severity=None, categories=None)
+            for e in annotated
+            if e.key in human
+        ]
+
+    def made(name: str, labels: str, kind: Kind, rows: list[Example]) -> EvalSet:
+        return EvalSet(name, labels, kind, rows, [e.source.partition("/")[2] for e in rows])
+
+    yield made("annotated answers", "ai", "annotated", pick("annotated/", Direction.OUTPUT))
+    yield made("annotated prompts", "ai", "annotated", pick("annotated/", Direction.INPUT))
+    yield made("BeaverTails answers", "human", "human", people("jincan_bt_train", "spard_bt"))
+    pku = people("pku_dpo_5k", "pku_v1_sft_safety", "pku_safe_sft")
+    yield made("PKU-SafeRLHF answers, balanced", "human/derived", "human", balanced(pku))
+    yield made("jailbreak answers (GPTFuzz)", "human", "human", people("gptfuzz"))
+    refusals = pick("responses/spard_refusal", Direction.OUTPUT)
+    yield made("LLM refusals", "proxy", "harmless", refusals)
+    yield made("benign answers", "derived", "harmless", pick("benign/", Direction.OUTPUT))
+    yield made("benign prompts", "derived", "harmless", pick("benign/", Direction.INPUT))
+    oktest, xstest = (
+        pick(f"over_refusal/{name}", Direction.INPUT) for name in ("oktest", "xstest")
+    )
+    yield made("OKTest prompts", "human", "harmless", oktest)
+    yield made("XSTest safe prompts", "human", "harmless", xstest)
+
+
+def human_labels(folder: Path) -> dict[tuple[str, str], bool]:
+    """People's own safe/unsafe labels of the annotated answers: key of the text -> unsafe. Empty
+    where the source is not there."""
+    path = folder / "annotated_responses.jsonl.gz"
+    if not path.exists():
+        return {}
+    return {
+        Example(row["prompt"], row["response"], row["source"]).key: not row["human_safe"]
+        for row in read_jsonl(path)
+        if row.get("human_safe") is not None
+    }
+
+
+def balanced(examples: Sequence[Example]) -> list[Example]:
+    """As many safe as unsafe texts, in file order."""
+    unsafe = [e for e in examples if e.unsafe]
+    safe = [e for e in examples if not e.unsafe]
+    size = min(len(unsafe), len(safe))
+    return unsafe[:size] + safe[:size]
+
+
+def public_sets(folder: Path, trained: set[str]) -> Iterator[EvalSet]:
+    """PKU's own severities and parts of public benchmarks, without prompts trained on."""
+    path = folder / "severity_real.jsonl.gz"
+    if path.exists():
+        rows = [
+            Example(r["prompt"], r["response"], r["source"], not r["safe"], r["severity"])
+            for r in read_jsonl(path)
+        ]
+        rows = [e for e in rows if normalise(e.prompt) not in trained]
+        tags = [e.source for e in rows]
+        yield EvalSet("PKU's own severities", "human", "human", rows, tags)
+    for path in sorted((folder / "eval_public").glob("*.jsonl.gz")):
+        raw = [r for r in read_jsonl(path) if normalise(r["prompt"]) not in trained]
+        if not raw:
+            continue
+        rows = [Example(r["prompt"], r["response"], r["source"], bool(r["unsafe"])) for r in raw]
+        tags = [str(r.get("category") or r["source"]) for r in raw]
+        labels = str(raw[0].get("label_kind", "?"))
+        yield EvalSet(path.name.partition(".")[0], labels, "public", rows, tags)
