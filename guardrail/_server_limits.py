@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Coroutine, Iterator
-from contextlib import contextmanager
 from typing import Any, TypeVar
 
-from starlette.requests import ClientDisconnect, Request
+from starlette.requests import Request
 from starlette.types import Receive
 
 from guardrail._server_errors import ApiError
@@ -35,7 +35,7 @@ class Admission:
         self._retry_after = retry_after
         self.open = 0
 
-    @contextmanager
+    @contextlib.contextmanager
     def slot(self, count: int = 1) -> Iterator[None]:
         """Raises ApiError 429 when there is no room for `count` more. Waits for nothing."""
         if self.open + count > self._most:
@@ -71,7 +71,7 @@ async def read_json(request: Request, most: int, seconds: float) -> dict[str, An
     bodies included; 408 when it takes longer than `seconds`; 400 when it is no JSON object."""
     try:
         async with asyncio.timeout(seconds):
-            body = await _read(request, most)
+            body, more = await _read(request, most)
     except TimeoutError:
         raise ApiError(
             408,
@@ -79,8 +79,15 @@ async def read_json(request: Request, most: int, seconds: float) -> dict[str, An
             code="request_timeout",
             headers={"Connection": "close"},
         ) from None
-    except ClientDisconnect:
-        raise Disconnected from None
+    if body is None:
+        if more:
+            await _linger(request.receive)
+        raise ApiError(
+            413,
+            f"the body is larger than {most:,} bytes: send less, or raise limits.body_bytes",
+            code="request_too_large",
+            headers={"Connection": "close"},
+        )
     try:
         data = json.loads(body)
     except (ValueError, RecursionError) as error:
@@ -91,43 +98,33 @@ async def read_json(request: Request, most: int, seconds: float) -> dict[str, An
     return data
 
 
-async def _read(request: Request, most: int) -> bytes:
-    parts: list[bytes] = []
-    size = 0
+async def _read(request: Request, most: int) -> tuple[bytes | None, bool]:
+    """The body, None where it is too large, and whether more of it is to come."""
     # A length that is announced and too long is not waited for; uvicorn checks that it is kept.
     announced = request.headers.get("content-length", "")
     if announced.isdecimal() and int(announced) > most:
-        await _linger(request)
-        raise _too_large(most)
-    async for part in request.stream():
-        size += len(part)
-        if size > most:
-            await _linger(request)
-            raise _too_large(most)
-        parts.append(part)
-    return b"".join(parts)
+        return None, True
+    body = bytearray()
+    while True:
+        message = await request.receive()
+        if message["type"] != "http.request":
+            raise Disconnected
+        body += message.get("body", b"")
+        more = bool(message.get("more_body"))
+        if len(body) > most:
+            return None, more
+        if not more:
+            return bytes(body), False
 
 
-def _too_large(most: int) -> ApiError:
-    return ApiError(
-        413,
-        f"the body is larger than {most:,} bytes: send less, or raise limits.body_bytes",
-        code="request_too_large",
-        headers={"Connection": "close"},
-    )
-
-
-async def _linger(request: Request) -> None:
+async def _linger(receive: Receive) -> None:
     """Throw away what a caller is still sending, for a while: closed at once, the connection would
     be reset before the caller has read the answer."""
-    try:
+    with contextlib.suppress(TimeoutError):
         async with asyncio.timeout(_LINGER_SECONDS):
-            while True:
-                message = await request.receive()
-                if message["type"] != "http.request" or not message.get("more_body"):
+            while (message := await receive())["type"] == "http.request":
+                if not message.get("more_body"):
                     return
-    except TimeoutError:
-        return
 
 
 async def while_connected(

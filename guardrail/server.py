@@ -12,11 +12,15 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import datetime
+import logging
 import math
+import multiprocessing.connection
 import os
 import signal
 import socket
+import sys
 import tempfile
+import threading
 import time
 from collections.abc import AsyncIterator, Callable
 from typing import Any
@@ -55,6 +59,7 @@ from guardrail.verdict import Action, Pair
 
 __all__ = ["create_app", "load_settings", "serve"]
 
+logger = logging.getLogger("guardrail.server")
 _SETTINGS = "GUARDRAIL_SERVER_SETTINGS"
 _POLICY_HEADER = "x-guardrail-policy"
 
@@ -116,10 +121,7 @@ class Service:
         loop = asyncio.get_running_loop()
         self.cut = loop.create_future()
         _before_signals(lambda: loop.call_soon_threadsafe(self.drain))
-        # The first call of a session is its slowest; no caller should wait for it.
-        guard = self.guards[self.settings.policy]
-        await Guard.acheck_many(guard, [Pair("Hello")])
-        self.ready_since = time.time()
+        await self._warm_up()
         try:
             yield
         finally:
@@ -127,6 +129,15 @@ class Service:
             await self.upstreams.aclose()
             if isinstance(self.moderator, Batcher):
                 await asyncio.to_thread(self.moderator.close, 1.0)
+
+    async def _warm_up(self) -> None:
+        """Ready is who has judged a text. The first one takes longest: no caller waits for it."""
+        try:
+            await asyncio.to_thread(self.moderator.assess, [Pair("Hello")])
+        except Exception as error:  # of any moderator; /readyz tries again
+            logger.error("the moderator fails, so this server is not ready: %s", error)
+        else:
+            self.ready_since = time.time()
 
     def drain(self) -> None:
         """Take nothing new. What is open has `shutdown_seconds`, and is then ended with an error,
@@ -269,8 +280,14 @@ class Service:
         )
 
     async def ready(self) -> Response:
-        if self.draining or self.ready_since is None:
+        if self.draining:
             raise stopping()
+        if self.ready_since is None:
+            await self._warm_up()
+        if self.ready_since is None:
+            raise ApiError(
+                503, "the moderator fails: see the log", code="not_ready", kind="server_error"
+            )
         return JSONResponse({"status": "ready"})
 
     async def expose(self) -> Response:
@@ -314,7 +331,11 @@ def serve(settings: Settings) -> None:
         "server_header": False,
         "timeout_graceful_shutdown": int(settings.limits.shutdown_seconds) + 3,
         "backlog": 4096,
+        # A busy machine takes longer than uvicorn's 5 s to start a worker, which would be killed.
+        "timeout_worker_healthcheck": 60,
     }
+    # uvicorn ends well, and then sends itself the signal again: that is no failure.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
     app = create_app(settings)  # whatever is wrong with the settings is found here
     if settings.workers == 1:
         uvicorn.run(app, **options)
@@ -330,9 +351,18 @@ def serve(settings: Settings) -> None:
 
 def worker_app() -> FastAPI:
     """The app of one of several workers, from the settings that `serve` left for it."""
+    threading.Thread(target=_end_with_parent, daemon=True).start()
     settings = Settings.model_validate_json(os.environ[_SETTINGS])
     setup_logging(settings.log.format, settings.log.level)
     return create_app(settings)
+
+
+def _end_with_parent() -> None:
+    """A worker whose supervisor was killed would keep the port for ever."""
+    parent = multiprocessing.parent_process()
+    if parent is not None:
+        multiprocessing.connection.wait([parent.sentinel])
+        os.kill(os.getpid(), signal.SIGTERM)
 
 
 def _check_address(host: str, port: int) -> None:

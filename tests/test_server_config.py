@@ -1,0 +1,221 @@
+"""The config file of `guardrail serve`: every mistake is named with its key and its line."""
+
+from __future__ import annotations
+
+import datetime
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from typer.testing import CliRunner
+
+from guardrail._server_config import ConfigError, Settings, line_of, load_settings
+from guardrail._server_keys import hash_key
+from guardrail.cli import app
+
+HASH = hash_key("k")
+WHOLE = f"""
+host = "0.0.0.0"
+port = 9000
+workers = 2
+policy = "strict"
+header_policies = []
+context_turns = 2
+default_upstream = "local"
+
+[policies]
+desk = "desk.toml"
+
+[model]
+name = "small"
+device = "cpu"
+threads = 1
+batching = false
+
+[limits]
+body_bytes = 2048
+request_seconds = 5
+chats = 7
+
+[log]
+format = "json"
+level = "warning"
+
+[audit]
+path = "audit.jsonl"
+fsync = "interval"
+
+[upstreams.local]
+url = "http://localhost:11434/v1"
+timeout = 3.5
+headers = {{ "X-Team" = "safety" }}
+
+[models.fast]
+upstream = "local"
+name = "llama3.2:1b"
+
+[[keys]]
+name = "app"
+hash = "{HASH}"
+policy = "desk"
+policies = ["permissive"]
+models = ["fast"]
+expires = 2030-01-31
+"""
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    (tmp_path / "desk.toml").write_text('name = "desk"\nextends = "balanced"\n')
+    return tmp_path
+
+
+def load(folder: Path, text: str, **overrides: Any) -> Settings:
+    path = folder / "guardrail.toml"
+    path.write_text(text)
+    return load_settings(path, overrides)
+
+
+def test_everything_can_be_said(folder: Path) -> None:
+    settings = load(folder, WHOLE)
+    assert (settings.port, settings.workers, settings.limits.chats) == (9000, 2, 7)
+    assert settings.policy_source("desk") == str(folder / "desk.toml")
+    assert settings.keys[0].expires == datetime.date(2030, 1, 31)
+    assert settings.audit is not None
+    assert settings.audit.path == str(folder / "audit.jsonl")
+    assert settings.upstreams["local"].headers == {"X-Team": "safety"}
+    assert set(settings.policy_names()) == {"strict", "desk", "permissive"}
+
+
+def test_settings_reach_a_worker_as_they_are(folder: Path) -> None:
+    settings = load(folder, WHOLE)
+    assert Settings.model_validate_json(settings.model_dump_json()) == settings
+
+
+def test_nothing_needs_to_be_said() -> None:
+    assert load_settings() == Settings()
+
+
+def test_options_go_over_the_file(folder: Path) -> None:
+    settings = load(folder, WHOLE, port=1, model={"device": "auto"})
+    assert settings.port == 1
+    assert (settings.model.device, settings.model.threads) == ("auto", 1)
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "said"),
+    [
+        ("port = 9000", "prot = 9000", "key 'prot': unknown key; did you mean 'port'?"),
+        ("port = 9000", "port = '9000'", "key 'port': should be a valid integer, not '9000'"),
+        ("port = 9000", "port = 70000", "key 'port': should be less than or equal to 65535"),
+        ('"strict"', '"strikt"', "key 'policy': no policy 'strikt'; did you mean 'strict'?"),
+        ('device = "cpu"', 'device = "cup"', "key 'model.device': should be 'auto', 'cpu' or"),
+        ('device = "cpu"', 'device = "cup"', "did you mean 'cpu'?"),
+        ("body_bytes", "body_byte", "'limits.body_byte': unknown key; did you mean 'body_byt"),
+        ("chats = 7", "chats = 0", "key 'limits.chats': should be greater than or equal to 1"),
+        ("desk.toml", "dusk.toml", "key 'policies.desk': policy"),
+        ('desk = "desk.toml"', 'strict = "desk.toml"', "key 'policies.strict': 'strict' is a"),
+        ('upstream = "local"\nname', 'upstream = "locl"\nname',
+         "key 'models.fast.upstream': no upstream 'locl'; did you mean 'local'?"),
+        ('default_upstream = "local"', 'default_upstream = "loc"', "did you mean 'local'?"),
+        ("http://localhost", "htp://localhost", "key 'upstreams.local.url': 'htp://localhost:"),
+        ('url = "http://localhost:11434/v1"\n', "", "key 'upstreams.local.url': is missing"),
+        (HASH, "sha256:123", "key 'keys[1].hash': is not a hash that `guardrail keys new`"),
+        ('policy = "desk"', 'policy = "dsk"', "key 'keys[1].policy': no policy 'dsk'; did you"),
+        ('["permissive"]', '[\n "strict",\n "permisive"]', "key 'keys[1].policies[2]': no pol"),
+        ('models = ["fast"]', 'models = ["fats"]', "key 'keys[1].models[1]': no model 'fats'"),
+        ("2030-01-31", '"soon"', "key 'keys[1].expires': should be a valid date"),
+        ("timeout = 3.5", "forward_key = true", "key 'upstreams.local.forward_key'"),
+    ],
+)  # fmt: skip
+def test_a_mistake_is_named_with_its_line(folder: Path, old: str, new: str, said: str) -> None:
+    assert WHOLE.count(old) == 1
+    with pytest.raises(ConfigError) as raised:
+        load(folder, WHOLE.replace(old, new))
+    message = str(raised.value)
+    line = WHOLE[: WHOLE.index(old)].count("\n") + 1 - ("is missing" in said)
+    assert f"guardrail.toml, line {line}: key '" in message
+    assert said in message
+    assert "\n" not in message
+
+
+def test_all_mistakes_are_told_at_once(folder: Path) -> None:
+    with pytest.raises(ConfigError) as raised:
+        load(folder, 'prot = 1\npolcy = "x"\n[limits]\nchats = "many"\n')
+    assert [f"line {n}: " in str(raised.value) for n in (1, 2, 4)] == [True] * 3
+
+
+def test_what_is_no_toml_is_named_with_its_line(folder: Path) -> None:
+    with pytest.raises(ConfigError, match=r"not valid TOML: .*line 2"):
+        load(folder, "port = 1\nhost = \n")
+    with pytest.raises(ConfigError, match="cannot be read"):
+        load_settings(folder / "nowhere.toml")
+    (folder / "latin.toml").write_bytes(b"# \xff\n")
+    with pytest.raises(ConfigError, match="cannot be read"):
+        load_settings(folder / "latin.toml")
+
+
+def test_two_keys_are_two(folder: Path) -> None:
+    twice = WHOLE + f'\n[[keys]]\nname = "app"\nhash = "{HASH}"\n'
+    with pytest.raises(ConfigError) as raised:
+        load(folder, twice)
+    assert "line 50: key 'keys[2].name'" in str(raised.value)
+    assert "line 51: key 'keys[2].hash'" in str(raised.value)
+
+
+@pytest.mark.parametrize("host", ["0.0.0.0", "::", "192.168.1.4", "guard.example"])
+def test_a_server_that_others_can_reach_needs_keys(host: str) -> None:
+    with pytest.raises(ConfigError, match="there are no keys"):
+        load_settings(None, {"host": host})
+    assert load_settings(None, {"host": host, "allow_anonymous": True}).host == host
+
+
+@pytest.mark.parametrize("host", ["127.0.0.1", "::1", "localhost"])
+def test_on_loopback_it_needs_none(host: str) -> None:
+    assert load_settings(None, {"host": host}).keys == []
+
+
+_VALUES = st.one_of(
+    st.integers(0, 9).map(str),
+    st.just('"""\na = 1\n[b]\n"""'),
+    st.just("[\n 1,\n # no\n 2 ]"),
+    st.just("'# [x]'"),
+)
+
+
+@given(st.lists(st.tuples(st.integers(0, 2), _VALUES), max_size=8))
+def test_the_line_of_an_entry_is_where_it_begins(parts: list[tuple[int, str]]) -> None:
+    lines, expected = [], {}
+    for i, (blank, value) in enumerate(parts):
+        lines += ["# a comment", ""][:blank]
+        key = f"k{i}"
+        expected[key] = len(lines) + 1
+        lines += f"{key} = {value}".split("\n")
+    text = "\n".join(lines)
+    for key, line in expected.items():
+        # What stands before an entry without saying anything counts to neither.
+        assert line_of(text, (key,)) == line
+    assert line_of(text, ("nowhere",)) is None
+
+
+def test_bad_settings_are_one_line_and_exit_2(folder: Path) -> None:
+    path = folder / "guardrail.toml"
+    path.write_text("prot = 1\n")
+    for args in (
+        ["--config", str(path)],
+        ["--policy", "strikt"],
+        ["--host", "0.0.0.0"],
+        ["--port", "99999"],
+        ["--upstream", "ftp://x"],
+        ["--forward-key"],
+        ["--config", str(folder / "none.toml")],
+    ):
+        done = CliRunner().invoke(app, ["serve", "--check", *args])
+        assert done.exit_code == 2, args
+        assert done.stderr.startswith("error: ")
+        assert done.stderr.count("\n") == 1
+    path.write_text(WHOLE)
+    done = CliRunner().invoke(app, ["serve", "--check", "--config", str(path)])
+    assert (done.exit_code, done.stdout) == (0, "ok\n")
