@@ -10,6 +10,7 @@ import io
 import logging
 import sys
 from collections.abc import Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
@@ -29,6 +30,7 @@ __all__ = [
     "PolicyOption",
     "UsageError",
     "complain",
+    "model_folder",
     "open_guard",
     "text_of",
 ]
@@ -106,11 +108,9 @@ def text_of(option: str, value: str | None) -> str | None:
     return text
 
 
-def open_guard(model: str, policy: str, device: Device) -> Guard:
-    chosen = Policy.load(policy)  # before the model: a wrong word should not cost a second
-
+def model_folder(model: str) -> Path:
+    """Where the model is. Raises UsageError."""
     from guardrail.artifact import artifact_folder
-    from guardrail.guard import Guard
 
     try:
         folder = artifact_folder(model)
@@ -118,4 +118,15 @@ def open_guard(model: str, policy: str, device: Device) -> Guard:
         raise UsageError(str(error)) from None
     if not folder.is_dir():
         raise UsageError(f"model {model!r}: no such folder")
-    return Guard(folder, chosen, device=device)
+    return folder
+
+
+def open_guard(model: str, policy: str, device: Device, *, threads: int | None = None) -> Guard:
+    """threads: of one inference; all cores by default."""
+    chosen = Policy.load(policy)  # before the model: a wrong word should not cost a second
+    folder = model_folder(model)
+
+    from guardrail.guard import Guard
+    from guardrail.moderator import OnnxModerator
+
+    return Guard(OnnxModerator(folder, device=device, threads=threads), chosen)

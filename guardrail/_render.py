@@ -172,7 +172,7 @@ def scan_progress() -> Progress:
     """Rows, rows per second and time left, on stderr; nothing where that is no terminal."""
     out = console(stderr=True)
     columns = (
-        TextColumn("{task.description}"),
+        TextColumn("{task.description}", markup=False),
         BarColumn(),
         MofNCompleteColumn(),
         _Rate(),
@@ -199,7 +199,7 @@ def summary(tally: Tally, rate: float) -> Group:
     parts.append(
         Text(
             f"{tally.rows:,} rows, {tally.errors:,} with errors, {tally.degraded:,} judged by "
-            f"on_error alone; {rate:,.0f} rows/s"
+            f"on_error alone; {rate:,.{0 if rate >= 100 else 1}f} rows/s"
         )
     )
     return Group(*parts)

@@ -1,7 +1,7 @@
-"""File formats of `guardrail scan`: rows in, judged rows out. One class per format.
+"""What `guardrail scan` reads and writes: rows, the fields to judge in them, and the text formats.
 
-A format reads *raw* rows, turns each into a `Row` (a pair to judge, or what is wrong with it), and
-writes rows with their outcome, a verdict or an error. Nothing here judges, or knows of resuming.
+A format reads *raw* rows, turns each into a `Row` (the pairs to judge, or what is wrong with it),
+and writes rows with their outcome, verdicts or an error. Nothing here judges, or knows of resuming.
 """
 
 from __future__ import annotations
@@ -10,17 +10,38 @@ import csv
 import gzip
 import io
 import json
+import lzma
 import os
+import re
 import zlib
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from itertools import islice
 from pathlib import Path
-from typing import IO, Any, NoReturn, Protocol, cast
+from typing import IO, Any, NoReturn, Protocol, TypeAlias, cast
 
-from guardrail.errors import GuardrailError, require
+from guardrail.errors import GuardrailError
 from guardrail.verdict import Pair, Verdict
 
-__all__ = ["Fields", "Format", "Row", "ScanError", "ScanUsageError", "open_format"]
+__all__ = [
+    "Csv",
+    "Fields",
+    "Format",
+    "JsonLines",
+    "Outcome",
+    "Row",
+    "ScanError",
+    "ScanUsageError",
+    "json_text",
+    "line",
+    "need_column",
+]
+
+# One verdict per judged field, named by the field; or what is wrong with the row.
+Outcome: TypeAlias = Mapping[str, Verdict] | str
+
+_NUMBERED = re.compile(r"response_(\d+)")
+_PEEK = 100  # lines of a JSONL file that are looked at for the names of its fields
 
 
 class ScanError(GuardrailError):
@@ -33,39 +54,80 @@ class ScanUsageError(ScanError):
 
 @dataclass(frozen=True, slots=True)
 class Fields:
-    """Where a row keeps its prompt and its response."""
+    """Where a row keeps its prompt and its responses.
+
+    responses: each is judged with the prompt. () takes what the rows have: `response`, or the
+        numbered ones (`response_0`, `response_1`) of preference data such as PKU-SafeRLHF.
+    """
 
     prompt: str = "prompt"
-    response: str = "response"
+    responses: tuple[str, ...] = ()
 
-    def pair(self, row: Mapping[str, Any]) -> Pair | str:
-        """The pair to judge, or what is wrong with the row. A response that is missing or blank
-        is none: the prompt is judged."""
-        prompt, response = row.get(self.prompt), row.get(self.response)
+    def resolve(self, columns: Iterable[str]) -> Fields:
+        """These fields, with the responses that rows of such columns have."""
+        if self.responses:
+            return self
+        columns = set(columns)
+        numbered = sorted((int(m[1]), name) for name in columns if (m := _NUMBERED.fullmatch(name)))
+        if "response" in columns or not numbered:
+            return replace(self, responses=("response",))
+        return replace(self, responses=tuple(name for _, name in numbered))
+
+    def pairs(self, row: Mapping[str, Any]) -> dict[str, Pair] | str:
+        """The pairs to judge, by field, or what is wrong with the row. A response that is missing
+        or blank is none; where there is one field, the prompt is then judged."""
+        prompt = row.get(self.prompt)
         if prompt is None:
             return f"no {self.prompt!r} in this row"
         if not isinstance(prompt, str):
             return f"{self.prompt!r} is not a text but {type(prompt).__name__}"
         if not prompt.strip():
             return f"{self.prompt!r} is blank"
-        if response is not None and not isinstance(response, str):
-            return f"{self.response!r} is not a text but {type(response).__name__}"
-        return Pair(prompt, response if response and response.strip() else None)
+        found = {}
+        for name in self.responses:
+            response = row.get(name)
+            if response is not None and not isinstance(response, str):
+                return f"{name!r} is not a text but {type(response).__name__}"
+            if response and response.strip():
+                found[name] = Pair(prompt, response)
+        if not found and len(self.responses) > 1:
+            return f"no {' and no '.join(map(repr, self.responses))} in this row"
+        return found or {self.responses[0]: Pair(prompt)}
+
+    def to_json(self, outcome: Outcome) -> dict[str, Any]:
+        """What a row gets: `guardrail`, the verdict (of several fields, one for each, by name; null
+        where there was no response), or `error`."""
+        if isinstance(outcome, str):
+            return {"error": outcome}
+        if len(self.responses) == 1:
+            return {"guardrail": outcome[self.responses[0]].to_json()}
+        found = {name: outcome.get(name) for name in self.responses}
+        return {"guardrail": {n: None if v is None else v.to_json() for n, v in found.items()}}
 
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """A row as its format keeps it, and its pair; where that is a str, it is what is wrong."""
+    """A row as its format keeps it, and its pairs by field; where that is a str, what is wrong."""
 
     content: Any
-    pair: Pair | str
+    pairs: Mapping[str, Pair] | str
 
 
 class Format(Protocol):
-    """How one kind of file is read and written; bytes go to the partial file, row by row."""
+    """How files of one kind are read, and one is written. Bytes go to the partial file, row by row.
 
-    def raw(self) -> Iterator[Any]:
-        """Every row of the input, in order. Raises ScanError where it cannot be read on."""
+    Can be pickled: other machines read the same files.
+    """
+
+    files: Sequence[Path]
+    fields: Fields
+
+    def count(self) -> int:
+        """How many rows there are."""
+        ...
+
+    def raw(self, skip: int = 0) -> Iterator[Any]:
+        """Every row but the first `skip`, in order. Raises ScanError where it cannot read on."""
         ...
 
     def row(self, raw: Any) -> Row: ...
@@ -74,8 +136,8 @@ class Format(Protocol):
         """What stands before the first row."""
         ...
 
-    def encode(self, row: Row, outcome: Verdict | str) -> bytes:
-        """The row with its verdict, or its error."""
+    def encode(self, row: Row, outcome: Outcome) -> bytes:
+        """The row with its verdicts, or its error."""
         ...
 
     def pack(self, chunk: bytes) -> bytes:
@@ -83,57 +145,33 @@ class Format(Protocol):
         ...
 
     def finish(self, partial: Path, output: Path) -> None:
-        """Make a complete partial file the output, in one step."""
+        """Make a complete partial file the output, in one step that may be repeated."""
         ...
 
 
-def open_format(source: Path, output: Path, fields: Fields) -> Format:
-    """The format that both names end in. Raises ScanUsageError, MissingExtra."""
-    kind = _kind(source)
-    if _kind(output) is not kind:
-        raise ScanUsageError(f"{output}: the output has the format of the input, {source.name}")
-    return kind(source, output, fields)
-
-
-def _kind(path: Path) -> Callable[[Path, Path, Fields], Format]:
-    name = path.name.lower()
-    if name.endswith(".parquet"):
-        return Parquet
-    name = name.removesuffix(".gz")
-    if name.endswith((".jsonl", ".ndjson")):
-        return JsonLines
-    if name.endswith(".csv"):
-        return Csv
-    raise ScanUsageError(
-        f"{path}: not a format that can be scanned: give a file that ends in .jsonl, .csv "
-        "(either with .gz after it) or .parquet"
-    )
-
-
 class _Text:
-    """What the two text formats share: optional gzip, and a finish by renaming."""
+    """What the two text formats share: compression, and a finish by renaming."""
 
-    def __init__(self, source: Path, output: Path, fields: Fields) -> None:
-        self.source = source
+    def __init__(self, files: Sequence[Path], output: Path, fields: Fields) -> None:
+        self.files = files
         self.fields = fields
         self._gzip = output.suffix.lower() == ".gz"
 
-    def _open(self) -> IO[bytes]:
-        if self.source.suffix.lower() == ".gz":
-            return cast(IO[bytes], gzip.open(self.source, "rb"))
-        return self.source.open("rb")
-
-    def _broken(self, error: Exception) -> NoReturn:
-        raise ScanError(f"{self.source}: cannot be read to its end: {error}") from error
-
     def pack(self, chunk: bytes) -> bytes:
-        return gzip.compress(chunk, mtime=0) if self._gzip else chunk
+        return gzip.compress(chunk, 6, mtime=0) if self._gzip else chunk
 
     def finish(self, partial: Path, output: Path) -> None:
         os.replace(partial, output)
 
 
-_UNREADABLE = (OSError, EOFError, zlib.error, csv.Error)
+def _open(path: Path) -> IO[bytes]:
+    suffix = path.suffix.lower()
+    if suffix == ".gz":
+        return cast(IO[bytes], gzip.open(path, "rb"))
+    return cast(IO[bytes], lzma.open(path, "rb")) if suffix == ".xz" else path.open("rb")
+
+
+_UNREADABLE = (OSError, EOFError, zlib.error, lzma.LZMAError, csv.Error)
 
 
 class JsonLines(_Text):
@@ -141,15 +179,35 @@ class JsonLines(_Text):
     object is kept as text under `raw`; so is an empty one: row n of the output is line n of the
     input."""
 
-    def raw(self) -> Iterator[bytes]:
-        try:
-            with self._open() as file:
-                for number, line in enumerate(file):
-                    yield line.removeprefix(b"\xef\xbb\xbf") if number == 0 else line
-        except _UNREADABLE as error:
-            self._broken(error)
+    def __init__(self, files: Sequence[Path], output: Path, fields: Fields) -> None:
+        super().__init__(files, output, fields)
+        if not fields.responses:
+            first = (self._content(raw) for raw in islice(self.raw(), _PEEK))
+            seen = {name for row in first if isinstance(row.content, dict) for name in row.content}
+            self.fields = fields.resolve(seen)
+
+    def count(self) -> int:
+        return sum(1 for _ in self.raw())
+
+    def raw(self, skip: int = 0) -> Iterator[bytes]:
+        return islice(self._lines(), skip, None)
+
+    def _lines(self) -> Iterator[bytes]:
+        for path in self.files:
+            try:
+                with _open(path) as file:
+                    for number, text in enumerate(file):
+                        yield text.removeprefix(b"\xef\xbb\xbf") if number == 0 else text
+            except _UNREADABLE as error:
+                raise _broken(path, error) from error
 
     def row(self, raw: bytes) -> Row:
+        row = self._content(raw)
+        return (
+            row if isinstance(row.pairs, str) else Row(row.content, self.fields.pairs(row.content))
+        )
+
+    def _content(self, raw: bytes) -> Row:
         kept = {"raw": raw.decode("utf-8", "replace").rstrip("\r\n")}
         try:
             content = json.loads(raw.decode("utf-8"), parse_constant=_no_constant)
@@ -162,48 +220,49 @@ class JsonLines(_Text):
             return Row(kept, f"broken JSON: {error}" if raw.strip() else "an empty line")
         if not isinstance(content, dict):
             return Row(kept, f"not a JSON object but {type(content).__name__}")
-        return Row(content, self.fields.pair(content))
+        return Row(content, {})
 
     def header(self) -> bytes:
         return b""
 
-    def encode(self, row: Row, outcome: Verdict | str) -> bytes:
+    def encode(self, row: Row, outcome: Outcome) -> bytes:
         # A verdict of an earlier scan must not pass for one of this scan.
         content = {key: value for key, value in row.content.items() if key != "guardrail"}
-        return _line(content | _outcome(outcome))
+        return line(content | self.fields.to_json(outcome))
 
 
 class Csv(_Text):
     """Comma separated, with a header, UTF-8. Adds the columns `guardrail` (JSON) and `error`."""
 
-    def __init__(self, source: Path, output: Path, fields: Fields) -> None:
-        super().__init__(source, output, fields)
-        columns = next(self._records(), None)
+    def __init__(self, files: Sequence[Path], output: Path, fields: Fields) -> None:
+        super().__init__(files, output, fields)
+        self._columns = self._header(files[0])
+        for path in files[1:]:
+            if self._header(path) != self._columns:
+                raise ScanUsageError(f"{path}: has other columns than {files[0]}")
+        need_column(files[0], fields, self._columns)
+        self.fields = fields.resolve(self._columns)
+        self._written = self._columns + [
+            c for c in ("guardrail", "error") if c not in self._columns
+        ]
+
+    @staticmethod
+    def _header(path: Path) -> list[str]:
+        columns = next(_records(path), None)
         if columns is None:
-            raise ScanUsageError(f"{source}: empty; the first line of a CSV names its columns")
+            raise ScanUsageError(f"{path}: empty; the first line of a CSV names its columns")
         if any(map(_undecoded, columns)):
-            raise ScanUsageError(f"{source}: its first line is not valid UTF-8: save it as UTF-8")
+            raise ScanUsageError(f"{path}: its first line is not valid UTF-8: save it as UTF-8")
         if len(set(columns)) < len(columns):
-            raise ScanUsageError(f"{source}: two columns have one name: {', '.join(columns)}")
-        _need_column(source, fields, columns)
-        self._columns = columns
-        self._written = columns + [c for c in ("guardrail", "error") if c not in columns]
+            raise ScanUsageError(f"{path}: two columns have one name: {', '.join(columns)}")
+        return columns
 
-    def _records(self) -> Iterator[list[str]]:
-        csv.field_size_limit(2**31 - 1)  # the default, 128 KiB, is less than a long document
-        try:
-            with (
-                self._open() as file,
-                io.TextIOWrapper(file, "utf-8-sig", "surrogateescape", newline="") as text,
-            ):
-                yield from csv.reader(text)
-        except _UNREADABLE as error:
-            self._broken(error)
+    def count(self) -> int:
+        return sum(1 for _ in self.raw())
 
-    def raw(self) -> Iterator[list[str]]:
-        records = self._records()
-        next(records, None)
-        yield from records
+    def raw(self, skip: int = 0) -> Iterator[list[str]]:
+        rows = (row for path in self.files for row in islice(_records(path), 1, None))
+        return islice(rows, skip, None)
 
     def row(self, raw: list[str]) -> Row:
         cells = [_replace_undecoded(cell) for cell in raw]
@@ -216,15 +275,15 @@ class Csv(_Text):
             over = raw[len(self._columns) :]
             rest = f"; left over: {json.dumps(over, ensure_ascii=False)}" if over else ""
             return Row(content, f"{len(raw)} fields, but the header has {len(self._columns)}{rest}")
-        return Row(content, self.fields.pair(content))
+        return Row(content, self.fields.pairs(content))
 
     def header(self) -> bytes:
         return self._encode(self._written)
 
-    def encode(self, row: Row, outcome: Verdict | str) -> bytes:
+    def encode(self, row: Row, outcome: Outcome) -> bytes:
         cells = {**row.content, "guardrail": ""}
-        for key, value in _outcome(outcome).items():
-            cells[key] = value if isinstance(value, str) else _json(value)
+        for key, value in self.fields.to_json(outcome).items():
+            cells[key] = value if isinstance(value, str) else json_text(value)
         return self._encode([cells.get(column, "") for column in self._written])
 
     @staticmethod
@@ -234,102 +293,42 @@ class Csv(_Text):
         return buffer.getvalue().encode("utf-8")
 
 
-class Parquet:
-    """Parquet, by pyarrow. Its footer comes last, so the partial file holds the outcomes alone, as
-    JSON lines, and `finish` sets them beside the columns of the input, which stay as they are."""
-
-    def __init__(self, source: Path, output: Path, fields: Fields) -> None:
-        self._arrow = require("pyarrow", extra="scan")
-        self._parquet = require("pyarrow.parquet", extra="scan")
-        self.source = source
-        self.fields = fields
-        with self._file() as file:
-            schema = file.schema_arrow
-        columns = schema.names
-        _need_column(source, fields, columns)
-        if "error" in columns and schema.field("error").type != self._arrow.string():
-            raise ScanUsageError(f"{source}: its column 'error' is not of type string: rename it")
-        self._read = [c for c in (fields.prompt, fields.response) if c in columns]
-
-    def _file(self) -> Any:
-        try:
-            return self._parquet.ParquetFile(self.source)
-        except (OSError, self._arrow.ArrowException) as error:
-            raise ScanError(f"{self.source}: not a readable Parquet file: {error}") from error
-
-    def raw(self) -> Iterator[dict[str, Any]]:
-        with self._file() as file:
-            try:
-                for batch in file.iter_batches(256, columns=self._read):
-                    yield from batch.to_pylist()
-            except (OSError, ValueError, self._arrow.ArrowException) as error:
-                raise ScanError(f"{self.source}: cannot be read to its end: {error}") from error
-
-    def row(self, raw: dict[str, Any]) -> Row:
-        return Row({}, self.fields.pair(raw))
-
-    def header(self) -> bytes:
-        return b""
-
-    def encode(self, row: Row, outcome: Verdict | str) -> bytes:
-        return _line(_outcome(outcome))
-
-    def pack(self, chunk: bytes) -> bytes:
-        return chunk
-
-    def finish(self, partial: Path, output: Path) -> None:
-        whole = output.with_name(output.name + ".writing")
-        text = self._arrow.string()
-        with self._file() as file, partial.open("rb") as outcomes:
-            kept = [name for name in file.schema_arrow.names if name not in ("guardrail", "error")]
-            schema = self._arrow.schema([file.schema_arrow.field(name) for name in kept])
-            schema = schema.append(self._arrow.field("guardrail", text))
-            schema = schema.append(self._arrow.field("error", text))
-            with self._parquet.ParquetWriter(whole, schema) as writer:
-                for batch in file.iter_batches(1024):
-                    lines = [json.loads(next(outcomes)) for _ in range(batch.num_rows)]
-                    found = [line.get("guardrail") for line in lines]
-                    verdicts = [None if verdict is None else _json(verdict) for verdict in found]
-                    own = _column(batch, "error")
-                    errors = [line.get("error", o) for line, o in zip(lines, own, strict=True)]
-                    columns = [batch.column(name) for name in kept]
-                    columns += [self._arrow.array(verdicts, text), self._arrow.array(errors, text)]
-                    writer.write_batch(self._arrow.record_batch(columns, schema=schema))
-        with whole.open("rb+") as written:
-            os.fsync(written.fileno())
-        os.replace(whole, output)
-        partial.unlink()
+def _records(path: Path) -> Iterator[list[str]]:
+    csv.field_size_limit(2**31 - 1)  # the default, 128 KiB, is less than a long document
+    try:
+        with (
+            _open(path) as file,
+            io.TextIOWrapper(file, "utf-8-sig", "surrogateescape", newline="") as text,
+        ):
+            yield from csv.reader(text)
+    except _UNREADABLE as error:
+        raise _broken(path, error) from error
 
 
-def _column(batch: Any, name: str) -> list[Any]:
-    if name in batch.schema.names:
-        return list(batch.column(name).to_pylist())
-    return [None] * int(batch.num_rows)
+def need_column(source: Path, fields: Fields, columns: Sequence[str]) -> None:
+    """Raises ScanUsageError where a named column is not there."""
+    for option, name in [("prompt", fields.prompt), *(("response", r) for r in fields.responses)]:
+        if name not in columns:
+            raise ScanUsageError(
+                f"{source}: no column {name!r} (it has {', '.join(columns)}): "
+                f"name the right one with --{option}-field"
+            )
 
 
-def _need_column(source: Path, fields: Fields, columns: list[str]) -> None:
-    if fields.prompt not in columns:
-        raise ScanUsageError(
-            f"{source}: no column {fields.prompt!r} (it has {', '.join(columns)}): "
-            "name the right one with --prompt-field"
-        )
-
-
-def _outcome(outcome: Verdict | str) -> dict[str, Any]:
-    if isinstance(outcome, str):
-        return {"error": outcome}
-    return {"guardrail": outcome.to_json()}
-
-
-def _json(value: object) -> str:
+def json_text(value: object) -> str:
     return json.dumps(value, ensure_ascii=False, allow_nan=False)
 
 
-def _line(content: object) -> bytes:
+def line(content: object) -> bytes:
+    """A line of JSON."""
     try:
-        return _json(content).encode("utf-8") + b"\n"
+        return json_text(content).encode("utf-8") + b"\n"
     except UnicodeEncodeError:  # half a surrogate pair: JSON can say it, UTF-8 cannot
         return json.dumps(content, allow_nan=False).encode("ascii") + b"\n"
+
+
+def _broken(path: Path, error: Exception) -> ScanError:
+    return ScanError(f"{path}: cannot be read to its end: {error}")
 
 
 def _no_constant(name: str) -> NoReturn:

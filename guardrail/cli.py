@@ -6,10 +6,8 @@ Models and their libraries are imported by the commands that need them, not befo
 from __future__ import annotations
 
 import json
-import time
 from contextlib import nullcontext
-from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import Annotated
 
 import typer
 
@@ -26,10 +24,8 @@ from guardrail._cli import (
 )
 from guardrail._cli_audit import audit_app
 from guardrail._cli_policy import policy_app
+from guardrail._cli_scan import scan
 from guardrail._cli_server import keys_app, serve
-
-if TYPE_CHECKING:
-    from guardrail.scan import Tally
 
 __all__ = ["app"]
 
@@ -45,6 +41,7 @@ app = typer.Typer(
 app.add_typer(policy_app, name="policy")
 app.add_typer(audit_app, name="audit")
 app.add_typer(keys_app, name="keys")
+app.command()(scan)
 app.command()(serve)
 
 
@@ -99,64 +96,6 @@ def check(
         complain(f"no assessment, so the policy's on_error decided: {verdict.error}", 0)
     if not verdict.delivers:
         raise typer.Exit(_NOT_DELIVERED)
-
-
-@app.command()
-def scan(
-    source: Annotated[Path, typer.Argument(metavar="IN", help=".jsonl, .csv (.gz) or .parquet")],
-    output: Annotated[Path, typer.Option("--output", help="Where the judged rows go.")],
-    policy: PolicyOption = "balanced",
-    model: ModelOption = "small",
-    device: DeviceOption = "auto",
-    engine: Annotated[Literal["local", "ray"], typer.Option(help="What runs it.")] = "local",
-    prompt_field: Annotated[str, typer.Option(help="Where a row has its prompt.")] = "prompt",
-    response_field: Annotated[
-        str, typer.Option(help="Where a row may have a response; if blank, the prompt is judged.")
-    ] = "response",
-    batch_size: Annotated[
-        int, typer.Option(min=1, help="Rows judged together, and lost at most when killed.")
-    ] = 256,
-    overwrite: Annotated[
-        bool, typer.Option("--overwrite", help="Replace OUT, and what another scan left.")
-    ] = False,
-) -> None:
-    """Judge every row of a file: each is written with `guardrail`, its verdict, or an `error`.
-    Rows keep their order. The same command, run again after it was stopped, goes on."""
-    if engine == "ray":
-        raise UsageError("--engine ray is not in this version yet: leave it out to run here")
-
-    from guardrail._render import console, scan_progress, summary
-    from guardrail.scan import Fields, Scan, ScanUsageError
-
-    try:
-        fields = Fields(prompt_field, response_field)
-        job = Scan(source, output, fields=fields, chunk=batch_size, overwrite=overwrite)
-        guard = open_guard(model, policy, device)
-        started = time.perf_counter()
-        first: int | None = None
-        with scan_progress() as bar:
-            task = bar.add_task(source.name, total=None if bar.disable else job.total)
-
-            def show(tally: Tally) -> None:
-                nonlocal first
-                if first is None:
-                    first = tally.rows
-                    bar.reset(task, completed=first)
-                bar.update(task, completed=tally.rows)
-
-            tally = job.run(guard, show)
-    except ScanUsageError as error:
-        raise UsageError(str(error)) from None
-    except KeyboardInterrupt:
-        raise typer.Exit(
-            complain(
-                f"interrupted: what is done is safe in {output.name}.partial; run the same command "
-                "again to go on",
-                130,
-            )
-        ) from None
-    rate = (tally.rows - (first or 0)) / (time.perf_counter() - started)
-    console().print(summary(tally, rate))
 
 
 @app.command()

@@ -1,83 +1,41 @@
-"""`guardrail scan`: judge a file of prompts and responses, row by row, and survive being killed.
+"""`guardrail scan`: judge a file or a data set, row by row, and survive being killed.
 
 Rows go to `OUT.partial` a chunk at a time. After each chunk the file is on disk, and then
 `OUT.partial.state` says how many rows and bytes of it count; a later run cuts the partial file
-back to those bytes and goes on. A complete partial file becomes `OUT` in one step.
+back to those bytes and goes on. A complete partial file becomes `OUT` in one step. An engine does
+the judging: `LocalEngine` here, or Ray.
 """
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
-from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass, field
-from itertools import islice
+from collections.abc import Callable, Iterator
+from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import IO, Any
 
 from guardrail import __version__
-from guardrail._rows import Fields, Row, ScanError, ScanUsageError, open_format
-from guardrail.guard import Guard
-from guardrail.moderator import OnnxModerator
-from guardrail.taxonomy import Category, Severity
-from guardrail.verdict import Action, Pair, Verdict
+from guardrail._rows import Fields, ScanError, ScanUsageError
+from guardrail._scan_local import Engine, LocalEngine
+from guardrail._scan_source import open_format, open_source
+from guardrail._scan_tally import Tally
 
 try:
     import fcntl
 except ModuleNotFoundError:  # Windows: there two scans into one output are not kept apart
     fcntl = None  # type: ignore[assignment]
 
-__all__ = ["Fields", "Scan", "ScanError", "ScanUsageError", "Tally"]
-
-
-@dataclass(slots=True)
-class Tally:
-    """Counts over the rows written so far, earlier runs of the same scan included.
-
-    held: rows per (category, severity) held against them; a row may count in several.
-    degraded: rows that have a verdict without an assessment behind it.
-    """
-
-    rows: int = 0
-    errors: int = 0
-    degraded: int = 0
-    actions: Counter[Action] = field(default_factory=Counter)
-    held: Counter[tuple[Category, Severity]] = field(default_factory=Counter)
-
-    def add(self, outcome: Verdict | str) -> None:
-        self.rows += 1
-        if isinstance(outcome, str):
-            self.errors += 1
-            return
-        self.degraded += outcome.degraded
-        self.actions[outcome.action] += 1
-        self.held.update((reason.category, reason.severity) for reason in outcome.reasons)
-
-    def to_json(self) -> dict[str, Any]:
-        return {
-            "rows": self.rows,
-            "errors": self.errors,
-            "degraded": self.degraded,
-            "actions": {action.value: n for action, n in self.actions.items()},
-            "held": [[c.value, s.label, n] for (c, s), n in self.held.items()],
-        }
-
-    @classmethod
-    def from_json(cls, data: dict[str, Any]) -> Tally:
-        held = {(Category(c), Severity.from_label(s)): n for c, s, n in data["held"]}
-        actions = {Action(action): n for action, n in data["actions"].items()}
-        counts = (int(data["rows"]), int(data["errors"]), int(data["degraded"]))
-        return cls(*counts, Counter(actions), Counter(held))
+__all__ = ["Engine", "Fields", "LocalEngine", "Scan", "ScanError", "ScanUsageError", "Tally"]
 
 
 class Scan:
     """One scan, checked for what can be told before a model is opened.
 
-    chunk: rows judged together, and lost at most when the process is killed.
+    source: a file, a folder, or `hf:OWNER/NAME[:SPLIT]`; downloads that.
+    chunk: rows written together, and lost at most (with a few read ahead) when the process dies.
     overwrite: replace an output that is there, and drop what another scan left behind.
+    excerpts: keep the beginnings of the most harmful texts in the tally, for the report.
 
     Raises ScanUsageError when made; `run` raises ScanError, and ScanUsageError where what an
     earlier run left belongs to another scan.
@@ -85,61 +43,69 @@ class Scan:
 
     def __init__(
         self,
-        source: Path,
+        source: str | Path,
         output: Path,
         *,
         fields: Fields | None = None,
         chunk: int = 256,
         overwrite: bool = False,
+        excerpts: bool = False,
     ) -> None:
-        self.source, self.output = source, output
+        self.output = output
         self.partial = output.with_name(output.name + ".partial")
         self.state = output.with_name(output.name + ".partial.state")
-        self._fields = fields or Fields()
         self._chunk = chunk
         self._overwrite = overwrite
-        self._check_paths()
-        self._format = open_format(source, output, self._fields)
+        self._excerpts = excerpts
+        self._check_output()
+        self.source = open_source(str(source))
+        if output.exists() and any(output.samefile(path) for path in self.source.files):
+            raise ScanUsageError(f"{output}: is the input itself: give another --output")
+        if output.exists() and not overwrite and self._whole() is None:
+            raise self._is_there()
+        self._format = open_format(self.source, output, fields or Fields())
         self._total: int | None = None
 
     @property
     def total(self) -> int:
-        """How many rows the input has; reads it once."""
+        """How many rows the input has; of a text file, reads it once."""
         if self._total is None:
-            self._total = sum(1 for _ in self._format.raw())
+            self._total = self._format.count()
         return self._total
 
-    def run(self, guard: Guard, progress: Callable[[Tally], None] = lambda tally: None) -> Tally:
+    def run(self, engine: Engine, progress: Callable[[Tally], None] = lambda tally: None) -> Tally:
         """Judge what is left, and make the output. `progress` is called at the start and after
         each chunk, when that chunk is safe on disk."""
-        identity = self._identity(guard)
+        identity = self._identity(engine)
+        if not self.partial.exists() and self.output.exists():
+            whole = self._whole()
+            if whole is not None and whole["scan"] == identity:  # killed when all was done
+                self.state.unlink()
+                return Tally.from_json(whole["tally"])
+            if not self._overwrite:
+                raise self._is_there()
         with _locked(self.partial) as file:
             tally, size = self._resume(identity, file)
-            rows = islice(self._format.raw(), tally.rows, None)
-            self._go_on(guard, rows, file, tally, size, identity, progress)
-            if self._identity(guard) != identity:
+            size = self._go_on(engine, file, tally, size, identity, progress)
+            if self._identity(engine) != identity:
                 raise ScanError(
-                    f"{self.source}: changed while it was scanned: run it again with --overwrite"
+                    f"{self.source.name}: changed while it was scanned: run it again with "
+                    "--overwrite"
                 )
-            if fcntl is None:
-                file.close()  # Windows renames no file that is open
-            try:
-                self._format.finish(self.partial, self.output)
-                self.state.unlink()
-            except OSError as error:
-                raise self._unwritable(error) from error
+            self._finish(file, identity, size, tally)
         return tally
 
     def _go_on(
         self,
-        guard: Guard,
-        rows: Iterator[Any],
+        engine: Engine,
         file: IO[bytes],
         tally: Tally,
         size: int,
         identity: dict[str, Any],
         progress: Callable[[Tally], None],
-    ) -> None:
+    ) -> int:
+        """Judge and write the rows that are left; returns how many bytes then count."""
+
         def save(text: bytes) -> None:
             nonlocal size
             packed = self._format.pack(text) if text else b""
@@ -154,42 +120,56 @@ class Scan:
         if not size:
             save(self._format.header())
         progress(tally)
-        while chunk := list(islice(rows, self._chunk)):
-            judged = _judge(guard, [self._format.row(raw) for raw in chunk])
-            for _, outcome in judged:
-                tally.add(outcome)
-            save(b"".join(self._format.encode(row, outcome) for row, outcome in judged))
-            progress(tally)
+        with closing(engine.judge(self._format, tally.rows, self._chunk)) as chunks:
+            for judged in chunks:
+                for row, outcome in judged:
+                    tally.add(row, outcome, excerpts=self._excerpts)
+                save(b"".join(self._format.encode(row, outcome) for row, outcome in judged))
+                progress(tally)
+        return size
+
+    def _finish(self, file: IO[bytes], identity: dict[str, Any], size: int, tally: Tally) -> None:
+        try:
+            # From here on an output that is there is this scan's own.
+            self._save(identity, size, tally, complete=True)
+            if fcntl is None:
+                file.close()  # Windows renames no file that is open
+            self._format.finish(self.partial, self.output)
+            self.state.unlink()
+        except OSError as error:
+            raise self._unwritable(error) from error
 
     # --- what an earlier run left -----------------------------------------------------------------
 
-    def _check_paths(self) -> None:
-        if not self.source.is_file():
-            raise ScanUsageError(f"{self.source}: no such file")
+    def _check_output(self) -> None:
         if not self.output.parent.is_dir():
             raise ScanUsageError(f"{self.output.parent}: no such folder: make it first")
-        if self.output.exists() and self.output.samefile(self.source):
-            raise ScanUsageError(f"{self.output}: is the input itself: give another --output")
         if self.output.is_dir():
             raise ScanUsageError(f"{self.output}: is a folder: name a file in it")
-        if self.output.exists() and not self._overwrite:
-            raise ScanUsageError(
-                f"{self.output}: is there already: give another --output, or --overwrite"
-            )
 
-    def _identity(self, guard: Guard) -> dict[str, Any]:
+    def _is_there(self) -> ScanUsageError:
+        return ScanUsageError(
+            f"{self.output}: is there already: give another --output, or --overwrite"
+        )
+
+    def _identity(self, engine: Engine) -> dict[str, Any]:
         """What must be the same for a scan to be gone on with."""
-        found = self.source.stat()
-        model = guard.moderator
-        seen = model.manifest if isinstance(model, OnnxModerator) else model.thresholds
         return {
             "guardrail": __version__,
-            "input": [found.st_size, found.st_mtime_ns],
-            "prompt field": self._fields.prompt,
-            "response field": self._fields.response,
-            "policy": [guard.policy.id, _digest(guard.policy)],
-            "model": [model.id, _digest(seen)],
+            "input": self.source.identity(),
+            "prompt field": self._format.fields.prompt,
+            "response field": list(self._format.fields.responses),
+            **engine.identity,
         }
+
+    def _whole(self) -> dict[str, Any] | None:
+        """The state of a run that was killed after its last row; None where there is none."""
+        try:
+            left = json.loads(self.state.read_bytes())
+            Tally.from_json(left["tally"])
+        except (OSError, ValueError, KeyError, TypeError):
+            return None  # `_left_behind` says what is wrong with it
+        return left if left.get("complete") else None
 
     def _resume(self, identity: dict[str, Any], file: IO[bytes]) -> tuple[Tally, int]:
         """The tally and the size of what counts in the partial file, cut back to it."""
@@ -225,8 +205,10 @@ class Scan:
             return None
         raise ScanUsageError(f"{self.state}: {problem}: --overwrite starts the scan anew")
 
-    def _save(self, identity: dict[str, Any], size: int, tally: Tally) -> None:
-        data = {"scan": identity, "bytes": size, "tally": tally.to_json()}
+    def _save(
+        self, identity: dict[str, Any], size: int, tally: Tally, *, complete: bool = False
+    ) -> None:
+        data = {"scan": identity, "bytes": size, "complete": complete, "tally": tally.to_json()}
         fresh = self.state.with_name(self.state.name + ".new")
         with fresh.open("wb") as file:
             file.write(json.dumps(data, indent=1).encode())
@@ -238,12 +220,6 @@ class Scan:
             f"{self.output}: cannot be written: {error.strerror or error}: mend that and run the "
             "same command again; it goes on after the rows that are safe"
         )
-
-
-def _judge(guard: Guard, rows: Sequence[Row]) -> list[tuple[Row, Verdict | str]]:
-    pairs = [row.pair for row in rows if isinstance(row.pair, Pair)]
-    verdicts = iter(guard.check_many(pairs) if pairs else [])
-    return [(row, row.pair if isinstance(row.pair, str) else next(verdicts)) for row in rows]
 
 
 @contextmanager
@@ -278,7 +254,3 @@ def _is_still(file: IO[bytes], path: Path) -> bool:
 def _flush(file: IO[bytes]) -> None:
     file.flush()
     os.fsync(file.fileno())
-
-
-def _digest(value: object) -> str:
-    return hashlib.sha256(repr(value).encode("utf-8", "replace")).hexdigest()[:16]

@@ -17,6 +17,7 @@ PURE = ("taxonomy", "verdict", "policy", "errors")
 EDGES = {
     "langchain": {"langchain", "langchain_core"},
     "openai": {"openai"},
+    "scan": {"ray", "pyarrow", "huggingface_hub"},
     "server": {
         "fastapi",
         "openai",

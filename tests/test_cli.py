@@ -117,7 +117,7 @@ def test_check_reads_one_of_the_two_from_stdin() -> None:
         ([], "--help"),
         (["policy", "show", "strickt"], "did you mean 'strict'?"),
         (["scan", "nowhere.jsonl", "--output", "out.jsonl"], "nowhere.jsonl: no such file"),
-        (["scan", "in.jsonl", "--output", "out.jsonl", "--engine", "ray"], "not in this version"),
+        (["scan", "in.jsonl", "--output", "out.jsonl", "--address", "auto"], "of --engine ray"),
     ],
 )
 def test_bad_usage_is_one_line_and_exit_2(args: list[str], says: str) -> None:

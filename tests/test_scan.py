@@ -1,17 +1,11 @@
-"""Scans keep every row and its order, whatever the rows are and however often they are killed."""
+"""Scans keep every row and its order, whatever the rows are and however often they are stopped."""
 
 from __future__ import annotations
 
-import csv
-import gzip
 import json
 import math
 import os
-import signal
-import subprocess
-import sys
-import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -19,48 +13,12 @@ from typing import Any
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from scan_kit import WORDS, fake_guard, read_rows, scan, stop_after, write_rows
 
 import guardrail
 from guardrail import Action, Category, Guard, Pair, Severity
-from guardrail.scan import Fields, Scan, ScanError, ScanUsageError, Tally
+from guardrail.scan import Fields, Scan, ScanError, ScanUsageError
 from guardrail.testing import FakeModerator
-
-ROOT = Path(guardrail.__file__).parents[1]
-WORDS = {
-    "bomb": (Severity.SEVERE, Category.VIOLENCE),
-    "idiot": (Severity.MINOR, Category.INSULTING_BEHAVIOR),
-}
-
-
-def fake_guard(on_assess: Callable[[Sequence[Pair]], None] | None = None) -> Guard:
-    return Guard(FakeModerator(WORDS, on_assess=on_assess))
-
-
-def scan(source: Path, output: Path, guard: Guard | None = None, **options: Any) -> Tally:
-    return Scan(source, output, **options).run(guard or fake_guard())
-
-
-def write_rows(path: Path, rows: Sequence[object]) -> Path:
-    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    return path
-
-
-def read_rows(path: Path) -> list[dict[str, Any]]:
-    data = path.read_bytes()
-    text = gzip.decompress(data) if path.suffix == ".gz" else data
-    return [json.loads(line) for line in text.decode().splitlines()]
-
-
-def stop_after(batches: int) -> Guard:
-    """A guard whose process is interrupted after so many batches."""
-    left = iter(range(batches))
-
-    def on_assess(pairs: Sequence[Pair]) -> None:
-        if next(left, None) is None:
-            raise KeyboardInterrupt
-
-    return fake_guard(on_assess)
-
 
 # --- rows ----------------------------------------------------------------------------------------
 
@@ -184,7 +142,7 @@ def finite(value: object) -> bool:
 
 def test_fields_may_have_other_names(tmp_path: Path) -> None:
     source = write_rows(tmp_path / "in.jsonl", [{"q": "hello", "a": "a bomb"}])
-    scan(source, tmp_path / "out.jsonl", fields=Fields("q", "a"))
+    scan(source, tmp_path / "out.jsonl", fields=Fields("q", ("a",)))
     assert read_rows(tmp_path / "out.jsonl")[0]["guardrail"]["action"] == "refuse"
 
 
@@ -203,102 +161,6 @@ def test_a_row_that_could_not_be_judged_is_degraded_and_its_neighbours_are_not(
     assert (tally.degraded, tally.errors) == (1, 0)
 
 
-# --- formats -------------------------------------------------------------------------------------
-
-
-def test_csv_keeps_cells_and_adds_a_json_column(tmp_path: Path) -> None:
-    (tmp_path / "in.csv").write_bytes(
-        b"\xef\xbb\xbfid,prompt,response\r\n"
-        b'1,"hello, ""you""\nthere",\r\n'
-        b"2,x,a bomb\r\n"
-        b"3,x\r\n"
-        b"4,x,y,z\r\n"
-        b"5,caf\xe9,y\r\n"
-        b"6,,y\r\n"
-    )
-    tally = scan(tmp_path / "in.csv", tmp_path / "out.csv", chunk=2)
-    with (tmp_path / "out.csv").open(newline="", encoding="utf-8") as file:
-        out = list(csv.DictReader(file))
-    assert [row["id"] for row in out] == list("123456")
-    assert out[0]["prompt"] == 'hello, "you"\nthere'
-    actions = [json.loads(row["guardrail"])["action"] for row in out[:2]]
-    assert actions == ["allow", "refuse"]
-    assert [row["error"] for row in out] == [
-        "",
-        "",
-        "2 fields, but the header has 3",
-        '4 fields, but the header has 3; left over: ["z"]',
-        "invalid UTF-8",
-        "'prompt' is blank",
-    ]
-    assert [row["guardrail"] for row in out[2:]] == [""] * 4
-    assert tally.errors == 4
-
-
-def test_csv_cells_may_be_longer_than_the_csv_module_likes(tmp_path: Path) -> None:
-    (tmp_path / "in.csv").write_text(f"prompt\n{'word ' * 100_000}bomb\n")
-    scan(tmp_path / "in.csv", tmp_path / "out.csv")
-    assert '""action"": ""refuse""' in (tmp_path / "out.csv").read_text()
-
-
-def test_gzip_is_read_written_and_resumed(tmp_path: Path) -> None:
-    source = tmp_path / "in.jsonl.gz"
-    rows = [{"id": i, "prompt": "hello"} for i in range(10)]
-    source.write_bytes(gzip.compress("".join(json.dumps(r) + "\n" for r in rows).encode()))
-    output = tmp_path / "out.jsonl.gz"
-    with pytest.raises(KeyboardInterrupt):
-        scan(source, output, stop_after(2), chunk=3)
-    assert scan(source, output, chunk=3).rows == 10
-    assert [row["id"] for row in read_rows(output)] == list(range(10))
-
-
-def test_parquet_keeps_the_columns_and_their_types(tmp_path: Path) -> None:
-    arrow = pytest.importorskip("pyarrow")
-    parquet = pytest.importorskip("pyarrow.parquet")
-    source, output = tmp_path / "in.parquet", tmp_path / "out.parquet"
-    prompts = ["hello", None, "a bomb", "bye"] * 500
-    table = arrow.table({"prompt": prompts, "n": arrow.array(range(2000), arrow.int16())})
-    parquet.write_table(table, source)
-    with pytest.raises(KeyboardInterrupt):
-        scan(source, output, stop_after(3))
-    tally = scan(source, output)
-    out = parquet.read_table(output)
-    assert out.select(["prompt", "n"]).equals(table)
-    rows = out.to_pylist()
-    assert all((row["error"] is None) is (row["prompt"] is not None) for row in rows)
-    assert json.loads(rows[2]["guardrail"])["action"] == "refuse"
-    assert (tally.rows, tally.errors) == (2000, 500)
-    assert sorted(p.name for p in tmp_path.iterdir()) == ["in.parquet", "out.parquet"]
-
-
-def test_a_file_cut_short_is_an_error_and_not_a_short_output(tmp_path: Path) -> None:
-    whole = gzip.compress(b'{"prompt": "hello"}\n' * 1000)
-    (tmp_path / "in.jsonl.gz").write_bytes(whole[:-12])
-    with pytest.raises(ScanError, match="cannot be read to its end"):
-        scan(tmp_path / "in.jsonl.gz", tmp_path / "out.jsonl")
-    assert not (tmp_path / "out.jsonl").exists()
-
-
-@pytest.mark.parametrize(
-    ("name", "text", "output", "says"),
-    [
-        ("in.txt", "x", "out.txt", "not a format"),
-        ("in.jsonl", "{}", "out.csv", "has the format of the input"),
-        ("in.csv", "", "out.csv", "names its columns"),
-        ("in.csv", "a,b\n", "out.csv", "no column 'prompt'"),
-        ("in.csv", "prompt,prompt\n", "out.csv", "one name"),
-        ("in.jsonl", "{}", "nowhere/out.jsonl", "no such folder"),
-        ("in.jsonl", "{}", "in.jsonl", "is the input itself"),
-    ],
-)
-def test_what_cannot_be_scanned_is_told_before_a_row_is_judged(
-    name: str, text: str, output: str, says: str, tmp_path: Path
-) -> None:
-    (tmp_path / name).write_text(text)
-    with pytest.raises(ScanUsageError, match=says):
-        Scan(tmp_path / name, tmp_path / output)
-
-
 # --- going on ------------------------------------------------------------------------------------
 
 
@@ -307,7 +169,7 @@ def interrupted(tmp_path: Path, rows: int = 20) -> tuple[Path, Path]:
     made = [{"id": i, "prompt": "a bomb" if i % 2 else "hello"} for i in range(rows)]
     source, output = write_rows(tmp_path / "in.jsonl", made), tmp_path / "out.jsonl"
     with pytest.raises(KeyboardInterrupt):
-        scan(source, output, stop_after(2), chunk=3)
+        scan(source, output, stop_after(6), chunk=3)
     assert not output.exists()
     return source, output
 
@@ -394,105 +256,3 @@ def test_two_scans_do_not_write_one_output(tmp_path: Path) -> None:
     assert len(errors) == 1
     assert "another scan is writing it" in errors[0]
     assert len(read_rows(output)) == 1
-
-
-# --- the real command, the real model ------------------------------------------------------------
-
-
-def start(*args: str) -> subprocess.Popen[bytes]:
-    return subprocess.Popen(
-        [sys.executable, "-m", "guardrail.cli", "scan", *args],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        env=os.environ | {"PYTHONPATH": str(ROOT)},
-        # A test run that was put in the background ignores Ctrl-C, and so would its children.
-        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
-    )
-
-
-def wait_for_rows(state: Path, rows: int, process: subprocess.Popen[bytes]) -> int:
-    deadline = time.monotonic() + 120
-    while time.monotonic() < deadline and process.poll() is None:
-        done = json.loads(state.read_bytes())["tally"]["rows"] if state.exists() else 0
-        if done >= rows:
-            return int(done)
-        time.sleep(0.005)
-    raise AssertionError(f"never came to {rows} rows: {process.communicate(timeout=60)}")
-
-
-@pytest.fixture
-def many(tmp_path: Path) -> Path:
-    """1,000 rows that differ; every 100th is broken."""
-    path = tmp_path / "in.jsonl"
-    text = "Tell me about gardens. " * 4
-    good = [json.dumps({"id": i, "prompt": f"{i} {text}", "response": text}) for i in range(1000)]
-    lines = [f"broken {i}" if i % 100 == 50 else line for i, line in enumerate(good)]
-    path.write_text("\n".join(lines) + "\n")
-    return path
-
-
-@pytest.mark.skipif(os.name != "posix", reason="kill -9")
-def test_a_scan_killed_twice_loses_and_doubles_nothing(many: Path, tmp_path: Path) -> None:
-    output, state = tmp_path / "out.jsonl", tmp_path / "out.jsonl.partial.state"
-    args = (str(many), "--output", str(output), "--batch-size", "4", "--policy", "audit-only")
-    for stop_at in (40, 200):
-        process = start(*args)
-        wait_for_rows(state, stop_at, process)
-        process.send_signal(signal.SIGKILL)
-        process.communicate(timeout=60)
-        assert process.returncode == -signal.SIGKILL
-        assert not output.exists()
-    before = json.loads(state.read_bytes())["tally"]["rows"]
-    assert 200 <= before < 1000
-    process = start(*args)
-    out, err = process.communicate(timeout=300)
-    assert (process.returncode, err) == (0, b"")
-    assert "1,000 rows, 10 with errors, 0 judged by on_error alone" in out.decode()
-    rows = read_rows(output)
-    assert [row.get("id", row.get("raw")) for row in rows] == [
-        f"broken {i}" if i % 100 == 50 else i for i in range(1000)
-    ]
-    assert all(("guardrail" in row) is ("id" in row) for row in rows)
-    assert all(("error" in row) is ("raw" in row) for row in rows)
-
-
-@pytest.mark.skipif(os.name != "posix", reason="SIGINT to a child")
-def test_ctrl_c_says_how_to_go_on(many: Path, tmp_path: Path) -> None:
-    process = start(str(many), "--output", str(tmp_path / "out.jsonl"), "--batch-size", "4")
-    wait_for_rows(tmp_path / "out.jsonl.partial.state", 8, process)
-    process.send_signal(signal.SIGINT)
-    _, err = process.communicate(timeout=60)
-    assert process.returncode == 130
-    assert len(err.splitlines()) == 1
-    assert b"run the same command again to go on" in err
-
-
-def test_another_policy_does_not_go_on_with_a_scan(many: Path, tmp_path: Path) -> None:
-    output = tmp_path / "out.jsonl"
-    process = start(str(many), "--output", str(output), "--batch-size", "4")
-    wait_for_rows(tmp_path / "out.jsonl.partial.state", 8, process)
-    process.kill()
-    process.communicate(timeout=60)
-    process = start(str(many), "--output", str(output), "--policy", "strict")
-    _, err = process.communicate(timeout=60)
-    assert process.returncode == 2
-    assert len(err.splitlines()) == 1
-    assert b"left by another scan (policy differs)" in err
-
-
-def test_parquet_without_pyarrow_names_the_extra(tmp_path: Path) -> None:
-    (tmp_path / "in.parquet").write_bytes(b"PAR1")
-    (tmp_path / "sitecustomize.py").write_text(
-        "import sys\n"
-        "sys.modules['pyarrow'] = None\n"  # what Python itself understands as "not there"
-    )
-    done = subprocess.run(
-        [sys.executable, "-m", "guardrail.cli", "scan", str(tmp_path / "in.parquet"),
-         "--output", str(tmp_path / "out.parquet")],
-        capture_output=True,
-        env=os.environ | {"PYTHONPATH": os.pathsep.join([str(tmp_path), str(ROOT)])},
-        timeout=120,
-    )  # fmt: skip
-    assert done.returncode == 1
-    assert len(done.stderr.splitlines()) == 1
-    assert b"pip install 'guardrail-severity[scan]'" in done.stderr

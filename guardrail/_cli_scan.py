@@ -1,0 +1,177 @@
+"""`guardrail scan`: its options, its progress, and what it says at the end."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Literal
+
+import typer
+
+from guardrail._cli import (
+    Device,
+    DeviceOption,
+    ModelOption,
+    PolicyOption,
+    UsageError,
+    complain,
+    model_folder,
+    open_guard,
+)
+from guardrail.policy import Policy
+
+if TYPE_CHECKING:
+    from guardrail.scan import Engine, Scan, Tally
+
+__all__ = ["scan"]
+
+_IN = ".jsonl, .csv (.gz) or .parquet, a data-set folder, hf:OWNER/NAME[:SPLIT]"
+
+
+def scan(
+    source: Annotated[str, typer.Argument(metavar="IN", help=_IN)],
+    output: Annotated[
+        Path, typer.Option("--output", help="Where the judged rows go, in the format of IN.")
+    ],
+    policy: PolicyOption = "balanced",
+    model: ModelOption = "small",
+    device: DeviceOption = "auto",
+    engine: Annotated[
+        Literal["local", "ray"], typer.Option(help="local: this machine's cores; ray: a cluster.")
+    ] = "local",
+    address: Annotated[
+        str | None,
+        typer.Option(help="ray: a cluster (auto, HOST:PORT, ray://HOST:PORT); else one here."),
+    ] = None,
+    workers: Annotated[
+        int | None, typer.Option(min=1, help="Texts judged at once, or Ray actors: one per core.")
+    ] = None,
+    gpus_per_worker: Annotated[
+        float, typer.Option(min=0.0, help="ray: of each actor; 0.25 puts four on one GPU.")
+    ] = 0.0,
+    prompt_field: Annotated[str, typer.Option(help="Where a row has its prompt.")] = "prompt",
+    response_field: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="Where a row may have a response; if blank, the prompt is judged. Give it again "
+            "to judge several. [default: response, else response_0, response_1, ...]",
+        ),
+    ] = None,
+    batch_size: Annotated[
+        int, typer.Option(min=1, help="Rows written together, and lost at most when killed.")
+    ] = 256,
+    report: Annotated[
+        Path | None, typer.Option(help="An HTML page of what was found, without texts.")
+    ] = None,
+    report_texts: Annotated[
+        bool, typer.Option("--report-texts", help="The worst texts' beginnings in the report.")
+    ] = False,
+    overwrite: Annotated[
+        bool, typer.Option("--overwrite", help="Replace OUT, and what another scan left.")
+    ] = False,
+) -> None:
+    """Judge every row of a file or a data set: each is written with `guardrail`, its verdict, or
+    an `error`. Rows keep their order. The same command, run again after it was stopped, goes on."""
+    _check_options(engine, address, gpus_per_worker, device, report, output)
+
+    from guardrail._render import console, summary
+    from guardrail.scan import Fields, Scan, ScanUsageError
+
+    try:
+        job = Scan(
+            source,
+            output,
+            fields=Fields(prompt_field, tuple(response_field or ())),
+            chunk=batch_size,
+            overwrite=overwrite,
+            excerpts=report_texts,
+        )
+        if engine == "ray":
+            judge = _ray(model, policy, device, workers, gpus_per_worker, address)
+        else:
+            judge = _local(model, policy, device, workers)
+        started = time.perf_counter()
+        tally, before = _run(job, judge)
+    except ScanUsageError as error:
+        raise UsageError(str(error)) from None
+    except KeyboardInterrupt:
+        raise typer.Exit(
+            complain(
+                f"interrupted: what is done is safe in {output.name}.partial; run the same command "
+                "again to go on",
+                130,
+            )
+        ) from None
+    seconds = time.perf_counter() - started
+    console().print(summary(tally, (tally.rows - before) / seconds))
+    if report is not None:
+        _write_report(report, tally, source, judge)
+
+
+def _check_options(
+    engine: str,
+    address: str | None,
+    gpus: float,
+    device: Device,
+    report: Path | None,
+    output: Path,
+) -> None:
+    if engine == "local" and (address is not None or gpus):
+        raise UsageError("--address and --gpus-per-worker are of --engine ray: add that")
+    if engine == "ray" and device == "cuda" and not gpus:
+        raise UsageError("--device cuda needs GPUs from Ray: add --gpus-per-worker, 0.25 say")
+    if report is not None and not report.parent.is_dir():
+        raise UsageError(f"{report.parent}: no such folder: make it first")
+    if report is not None and (report.is_dir() or report.resolve() == output.resolve()):
+        raise UsageError(f"{report}: cannot be the report: give --report a file of its own")
+
+
+def _local(model: str, policy: str, device: Device, workers: int | None) -> Engine:
+    from guardrail.scan import LocalEngine
+
+    return LocalEngine(open_guard(model, policy, device, threads=1), workers)
+
+
+def _ray(
+    model: str, policy: str, device: Device, workers: int | None, gpus: float, address: str | None
+) -> Engine:
+    chosen = Policy.load(policy)
+    model_folder(model)
+
+    from guardrail._scan_ray import RayEngine
+
+    return RayEngine(model, chosen, device, workers, gpus, address)
+
+
+def _run(job: Scan, engine: Engine) -> tuple[Tally, int]:
+    """What was found, and how many rows an earlier run had done."""
+    from guardrail._render import scan_progress
+
+    before: int | None = None
+    with scan_progress() as bar:
+        task = bar.add_task(job.source.name, total=None if bar.disable else job.total)
+
+        def show(tally: Tally) -> None:
+            nonlocal before
+            if before is None:
+                before = tally.rows
+                bar.reset(task, completed=before)
+            bar.update(task, completed=tally.rows)
+
+        tally = job.run(engine, show)
+    return tally, tally.rows if before is None else before
+
+
+def _write_report(path: Path, tally: Tally, source: str, engine: Engine) -> None:
+    from guardrail._scan_report import page
+    from guardrail.scan import ScanError
+
+    found = engine.identity
+    text = page(tally, source=source, policy=found["policy"][0], model=found["model"][0])
+    try:
+        path.write_text(text, encoding="utf-8")
+    except OSError as error:
+        raise ScanError(
+            f"{path}: the report cannot be written: {error.strerror or error}"
+        ) from error
+    print(f"report: {path}")

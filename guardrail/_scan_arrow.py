@@ -1,0 +1,170 @@
+"""Parquet and Arrow files of `guardrail scan`, by pyarrow (extra `scan`). Written as Parquet."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Generator, Iterator, Sequence
+from contextlib import closing
+from pathlib import Path
+from typing import Any
+
+from guardrail._rows import (
+    Fields,
+    Outcome,
+    Row,
+    ScanError,
+    ScanUsageError,
+    json_text,
+    line,
+    need_column,
+)
+from guardrail.errors import require
+
+__all__ = ["Arrow"]
+
+_READ = 256  # rows per batch while judging: these are in memory with their texts
+_WRITTEN = 8192  # rows per row group of the output
+_OWN = ("guardrail", "error")
+
+
+class Arrow:
+    """Parquet or Arrow stream files of one schema; the columns stay as they are.
+
+    Parquet's footer comes last, so the partial file holds the outcomes alone, as JSON lines, and
+    `finish` sets them beside the columns of the input: `guardrail` (the verdict JSON, a string) and
+    `error`.
+    """
+
+    def __init__(self, files: Sequence[Path], output: Path, fields: Fields) -> None:
+        require("pyarrow", extra="scan")
+        self.files = files
+        self._schema = _schema(files[0])
+        for path in files[1:]:
+            if not _schema(path).equals(self._schema):
+                raise ScanUsageError(f"{path}: has another schema than {files[0]}")
+        columns = self._schema.names
+        need_column(files[0], fields, columns)
+        if "error" in columns and self._schema.field("error").type != _text():
+            raise ScanUsageError(f"{files[0]}: its column 'error' is not of type string: rename it")
+        self.fields = fields.resolve(columns)
+        self._read = [c for c in (fields.prompt, *self.fields.responses) if c in columns]
+
+    def count(self) -> int:
+        return sum(_count(path) for path in self.files)
+
+    def raw(self, skip: int = 0) -> Iterator[dict[str, Any]]:
+        for path in self.files:
+            for batch in _batches(path, _READ, self._read):
+                if skip >= batch.num_rows:
+                    skip -= batch.num_rows
+                    continue
+                yield from batch.slice(skip).to_pylist()
+                skip = 0
+
+    def row(self, raw: dict[str, Any]) -> Row:
+        return Row({}, self.fields.pairs(raw))
+
+    def header(self) -> bytes:
+        return b""
+
+    def encode(self, row: Row, outcome: Outcome) -> bytes:
+        return line(self.fields.to_json(outcome))
+
+    def pack(self, chunk: bytes) -> bytes:
+        return chunk
+
+    def finish(self, partial: Path, output: Path) -> None:
+        parquet = require("pyarrow.parquet", extra="scan")
+        whole = output.with_name(output.name + ".writing")
+        schema = self._written()
+        with (
+            partial.open("rb") as outcomes,
+            parquet.ParquetWriter(whole, schema, compression="zstd") as writer,
+        ):
+            for path in self.files:
+                for batch in _batches(path, _WRITTEN):
+                    writer.write_batch(_with_outcomes(batch, outcomes, schema))
+        with whole.open("rb+") as written:
+            os.fsync(written.fileno())
+        os.replace(whole, output)
+        partial.unlink()
+
+    def _written(self) -> Any:
+        arrow = require("pyarrow", extra="scan")
+        kept = [field for field in self._schema if field.name not in _OWN]
+        # `datasets` takes the features from here, and these lack the two new columns.
+        metadata = {k: v for k, v in (self._schema.metadata or {}).items() if k != b"huggingface"}
+        return arrow.schema([*kept, *(arrow.field(name, _text()) for name in _OWN)], metadata)
+
+
+def _with_outcomes(batch: Any, outcomes: Iterator[bytes], schema: Any) -> Any:
+    arrow = require("pyarrow", extra="scan")
+    found = [json.loads(next(outcomes)) for _ in range(batch.num_rows)]
+    verdicts = [json_text(row["guardrail"]) if "guardrail" in row else None for row in found]
+    there = "error" in batch.schema.names
+    own = batch.column("error").to_pylist() if there else [None] * batch.num_rows
+    errors = [row.get("error", before) for row, before in zip(found, own, strict=True)]
+    columns = [batch.column(name) for name in schema.names if name not in _OWN]
+    columns += [arrow.array(verdicts, _text()), arrow.array(errors, _text())]
+    return arrow.record_batch(columns, schema=schema)
+
+
+def _text() -> Any:
+    return require("pyarrow", extra="scan").string()
+
+
+def _is_parquet(path: Path) -> bool:
+    return path.suffix.lower() == ".parquet"
+
+
+def _parquet(path: Path) -> Any:
+    return require("pyarrow.parquet", extra="scan").ParquetFile(path)
+
+
+def _stream(path: Path) -> Any:
+    """An Arrow stream, the format of `Dataset.save_to_disk`; mapped, not read into memory."""
+    arrow = require("pyarrow", extra="scan")
+    return require("pyarrow.ipc", extra="scan").open_stream(arrow.memory_map(str(path)))
+
+
+def _unreadable(path: Path, error: Exception) -> ScanError:
+    kind = "Parquet" if _is_parquet(path) else "Arrow stream"
+    return ScanError(f"{path}: not a readable {kind} file: {' '.join(str(error).split())}")
+
+
+def _schema(path: Path) -> Any:
+    try:
+        if _is_parquet(path):
+            with _parquet(path) as file:
+                return file.schema_arrow
+        with _stream(path) as stream:
+            return stream.schema
+    except (OSError, ValueError) as error:  # ArrowInvalid is a ValueError
+        raise _unreadable(path, error) from error
+
+
+def _count(path: Path) -> int:
+    if _is_parquet(path):
+        with _parquet(path) as file:
+            return int(file.metadata.num_rows)
+    with closing(_batches(path, 1 << 16)) as batches:
+        return sum(batch.num_rows for batch in batches)
+
+
+def _batches(
+    path: Path, rows: int, columns: Sequence[str] | None = None
+) -> Generator[Any, None, None]:
+    """Record batches of at most `rows` rows, in order. Raises ScanError."""
+    try:
+        if _is_parquet(path):
+            with _parquet(path) as file:
+                yield from file.iter_batches(rows, columns=columns)
+            return
+        with _stream(path) as stream:
+            for batch in stream:
+                batch = batch.select(columns) if columns else batch
+                for first in range(0, batch.num_rows, rows):
+                    yield batch.slice(first, rows)
+    except (OSError, ValueError) as error:
+        raise _unreadable(path, error) from error
