@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 from contextlib import nullcontext
+from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -103,14 +104,20 @@ def doctor(
     policy: PolicyOption = "balanced",
     model: ModelOption = "small",
     device: DeviceOption = "auto",
+    audit: Annotated[
+        Path | None, typer.Option("--audit", metavar="LOG", help="An audit log to look at too.")
+    ] = None,
+    audit_key: Annotated[
+        Path | None, typer.Option("--audit-key", help="Its key; LOG.key if left out.")
+    ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="A JSON list of the checks.")] = False,
 ) -> None:
-    """Look at what the guard runs on: packages, providers, device, model, policy, speed. Exits 1
-    when something has failed."""
+    """Look at what the guard runs on: packages, providers, device, model, policy, audit log, speed.
+    Exits 1 when something has failed."""
     from guardrail._render import console, health
     from guardrail.doctor import diagnose
 
-    checks = list(diagnose(model, policy, device=device))
+    checks = list(diagnose(model, policy, device=device, audit=audit, audit_key=audit_key))
     if as_json:
         print(json.dumps([check.to_json() for check in checks], ensure_ascii=False, indent=1))
     else:

@@ -5,8 +5,12 @@ Each check is one row: ok, a warning or a failure, with the cure. Checks look; t
 
 from __future__ import annotations
 
+import ctypes
+import os
 import platform
 import shutil
+import sys
+import tempfile
 import time
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
@@ -15,6 +19,8 @@ from pathlib import Path
 from typing import Literal
 
 from guardrail import __version__
+from guardrail._audit_chain import read_head
+from guardrail._audit_files import AuditError, Names, open_key
 from guardrail.artifact import artifact_folder, read_manifest
 from guardrail.errors import GuardrailError, MissingExtra, require
 from guardrail.guard import Guard
@@ -25,6 +31,10 @@ __all__ = ["Check", "diagnose"]
 
 Status = Literal["ok", "warning", "failure"]
 _RUNTIMES = ("onnxruntime", "onnxruntime-gpu")
+_CUDA = "CUDAExecutionProvider"
+_DRIVER = "nvcuda.dll" if sys.platform == "win32" else "libcuda.so.1"
+_GPU = "pip uninstall -y onnxruntime, then pip install 'guardrail-severity[gpu]'"
+_LOOK = "guardrail audit verify says more; to go on, move the log's files away"
 _SAMPLE = "How do I sharpen a kitchen knife without hurting myself?"
 
 
@@ -42,10 +52,16 @@ class Check:
 
 
 def diagnose(
-    model: str | Path = "small", policy: str | Path = "balanced", *, device: Device = "auto"
+    model: str | Path = "small",
+    policy: str | Path = "balanced",
+    *,
+    device: Device = "auto",
+    audit: Path | None = None,
+    audit_key: Path | None = None,
 ) -> Iterator[Check]:
     """The checks, in order, as they are done. A check that another one's failure makes pointless
-    is left out. Raises nothing on what it finds."""
+    is left out; so is that of the audit log, where none is named. Raises nothing on what it finds.
+    """
     yield Check("guardrail", "ok", f"{__version__} in {Path(__file__).parent}")
     yield Check("python", "ok", f"{platform.python_version()} on {platform.platform()}")
     yield _packages()
@@ -55,6 +71,8 @@ def diagnose(
     yield presets
     chosen = _policy(policy)
     yield chosen
+    if audit is not None:
+        yield _audit(audit, audit_key)
     artifact = _artifact(model)
     yield artifact
     if "failure" in (runtime.status, artifact.status):
@@ -62,7 +80,7 @@ def diagnose(
     try:
         moderator = OnnxModerator(model, device=device)
     except GuardrailError as error:
-        yield Check("device", "failure", f"asked for {device}: {error}", "use --device auto or cpu")
+        yield _no_device(device, error)
         return
     yield _device(device, moderator.device)
     usable = policy if chosen.status != "failure" else "balanced"
@@ -153,17 +171,89 @@ def _artifact(model: str | Path) -> Check:
     )
 
 
+def _no_device(asked: str, error: GuardrailError) -> Check:
+    missing = missing_cuda_library() if asked == "cuda" else None
+    detail = f"asked for {asked}: {error}"
+    if missing is None:
+        return Check("device", "failure", detail, "use --device auto or cpu")
+    return Check("device", "failure", f"{detail}; missing: {missing}", _cure(missing))
+
+
 def _device(asked: str, got: str) -> Check:
     detail = f"asked for {asked}, got {got}"
-    if asked == "auto" and got == "cpu" and shutil.which("nvidia-smi"):
-        return Check(
-            "device",
-            "warning",
-            f"{detail}, though this machine has an NVIDIA driver",
-            "pip uninstall -y onnxruntime, then pip install 'guardrail-severity[gpu]'; "
-            "--device cuda says what is missing",
-        )
+    if asked != "auto" or got != "cpu":
+        return Check("device", "ok", detail)
+    missing = missing_cuda_library()
+    if missing is not None:
+        detail += f", for CUDA lacks {missing}"
+        return Check("device", "warning", detail, _cure(missing))
+    if shutil.which("nvidia-smi"):
+        detail += ", though this machine has an NVIDIA driver"
+        return Check("device", "warning", detail, f"{_GPU}; --device cuda says what is missing")
     return Check("device", "ok", detail)
+
+
+def missing_cuda_library() -> str | None:
+    """The first shared library that onnxruntime's CUDA provider cannot find, by name; None where
+    there is no such provider, or it has all it needs."""
+    ort = require("onnxruntime", extra="cpu")
+    windows = sys.platform == "win32"
+    name = "onnxruntime_providers_cuda.dll" if windows else "libonnxruntime_providers_cuda.so"
+    provider = Path(str(ort.__file__)).parent / "capi" / name
+    if _CUDA not in ort.get_available_providers() or not provider.is_file():
+        return None
+    for library in (provider, Path(_DRIVER)):
+        try:
+            ctypes.CDLL(str(library))
+        except OSError as error:
+            # The loader says `libcudnn.so.9: cannot open shared object file: ...`, on Windows only
+            # that one of those needed is missing.
+            what = str(error).partition(":")[0]
+            return what if "cannot open shared object" in str(error) else str(error)
+    return None
+
+
+def _cure(missing: str) -> str:
+    if missing.startswith(_DRIVER):
+        return "install NVIDIA's driver, or use --device cpu"
+    return "pip install 'guardrail-severity[gpu]' brings CUDA and cuDNN along, or use --device cpu"
+
+
+def _audit(path: Path, key: Path | None) -> Check:
+    """Whether a guard could log there. Writes nothing but a file that is gone again."""
+    names = Names(path.absolute())
+    if path.is_dir():
+        return Check("audit", "failure", f"{path}: is a folder", "name a file in it")
+    try:
+        with tempfile.TemporaryFile(dir=names.log.parent):
+            pass
+        for file in (names.log, names.head, names.lock):
+            if file.exists():
+                os.close(os.open(file, os.O_WRONLY | os.O_APPEND))
+    except OSError as error:
+        return Check(
+            "audit",
+            "failure",
+            f"{path}: cannot be written: {error.strerror or error}: a guard that logs there fails "
+            "closed",
+            "make the folder, or let this user write in it and to the log's files",
+        )
+    if not names.head.exists():
+        if names.log.exists() or names.full():
+            return Check("audit", "failure", f"{path}: its head is missing", _LOOK)
+        return Check("audit", "ok", f"{path}: can be written, no rows yet")
+    try:
+        head = read_head(open_key(key, names), names.head.read_bytes())
+    except (AuditError, OSError) as error:
+        return Check("audit", "failure", str(error), "give the log's key with --audit-key")
+    except ValueError as error:
+        return Check("audit", "failure", f"{path}: {error}", _LOOK)
+    file = key or names.key
+    if os.name == "posix" and file.stat().st_mode & 0o077:
+        return Check(
+            "audit", "warning", f"{path}: its key {file} is open to others", f"chmod 600 {file}"
+        )
+    return Check("audit", "ok", f"{path}: can be written, {head.seq:,} rows")
 
 
 def _latency(guard: Guard) -> Check:

@@ -5,7 +5,9 @@ Needs onnxruntime (extra `cpu` or `gpu`); it is imported when a model is opened,
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
+import io
 import os
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
@@ -269,6 +271,11 @@ def _open_session(path: Path, device: Device, threads: int | None) -> tuple[Any,
             f"device='cuda': this onnxruntime has no CUDA provider, only {', '.join(available)}: "
             "pip uninstall onnxruntime, then pip install 'guardrail-severity[gpu]'"
         )
+    if "CUDAExecutionProvider" in wanted and hasattr(ort, "preload_dlls"):
+        # CUDA and cuDNN as pip installs them lie where no loader looks. What it does not find it
+        # prints on stdout, which may be JSON; the doctor says it better.
+        with contextlib.redirect_stdout(io.StringIO()):
+            ort.preload_dlls()
     try:
         session = ort.InferenceSession(str(path), options, providers=wanted)
     except Exception as error:  # onnxruntime raises classes of its own, none public

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -13,7 +14,9 @@ from pathlib import Path
 import pytest
 
 import guardrail
+from guardrail import Action, Direction, Pair, Verdict
 from guardrail.artifact import artifact_folder
+from guardrail.audit import AuditLog
 from guardrail.doctor import Check, diagnose
 
 ROOT = Path(guardrail.__file__).parents[1]
@@ -115,3 +118,110 @@ def test_a_device_that_cannot_be_had_is_a_failure() -> None:
     rows = by_name(list(diagnose(device="cuda")))
     assert rows["device"].status == "failure"
     assert "no CUDA provider" in rows["device"].detail
+
+
+def test_a_model_of_an_older_taxonomy_is_a_failure(tmp_path: Path) -> None:
+    folder = Path(shutil.copytree(artifact_folder(), tmp_path / "model"))
+    manifest = json.loads((folder / "manifest.json").read_text())
+    (folder / "manifest.json").write_text(json.dumps(manifest | {"taxonomy": "beavertails-14@1"}))
+    code, rows = doctor("--model", str(folder))
+    assert code == 1
+    assert rows["model"]["status"] == "failure"
+    assert "made for taxonomy 'beavertails-14@1'" in rows["model"]["detail"]
+    assert "one check" not in rows
+
+
+# What onnxruntime-gpu does where CUDA is not: it lists the provider, and prints what it lacks.
+CLAIMS_CUDA = """
+def get_available_providers():
+    return ["CUDAExecutionProvider", "CPUExecutionProvider"]
+def preload_dlls():
+    print("Failed to load libcublasLt.so.13")
+"""
+
+
+@pytest.fixture
+def gpu_runtime(tmp_path: Path) -> Path:
+    """A folder for the path: the onnxruntime that is installed, with a CUDA provider whose library
+    needs another one, as a library of pyarrow's does that is taken away from its folder."""
+    import onnxruntime
+
+    arrow = Path(pytest.importorskip("pyarrow").__file__).parent
+    real, fake = Path(onnxruntime.__file__).parent, tmp_path / "path" / "onnxruntime"
+    shutil.copytree(real / "capi", fake / "capi", copy_function=os.symlink)
+    init = (real / "__init__.py").read_text()
+    (fake / "__init__.py").write_text(init + CLAIMS_CUDA)
+    shutil.copy(arrow / "libarrow_python.so", fake / "capi" / "libonnxruntime_providers_cuda.so")
+    return fake.parent
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="names a Linux library")
+@pytest.mark.parametrize(("device", "status"), [("cuda", "failure"), ("auto", "warning")])
+def test_cuda_that_lacks_a_library_names_it(gpu_runtime: Path, device: str, status: str) -> None:
+    code, rows = doctor("--device", device, path=gpu_runtime)
+    assert code == (1 if status == "failure" else 0)
+    assert "CUDAExecutionProvider" in rows["runtime"]["detail"]
+    assert rows["device"]["status"] == status
+    assert re.search(r"(missing:|lacks) lib(arrow|parquet)\w*\.so\.\d+$", rows["device"]["detail"])
+    assert "guardrail-severity[gpu]" in rows["device"]["cure"]
+
+
+def test_an_audit_log_that_can_be_written_is_ok_and_left_as_it_is(tmp_path: Path) -> None:
+    path = tmp_path / "audit.jsonl"
+    row = by_name(list(diagnose(audit=path)))["audit"]
+    assert (row.status, row.detail) == ("ok", f"{path}: can be written, no rows yet")
+    assert list(tmp_path.iterdir()) == []
+    log = AuditLog(path)
+    log(Pair("x"), Verdict(Action.ALLOW, Direction.INPUT))
+    before = {file: file.read_bytes() for file in tmp_path.iterdir()}
+    code, rows = doctor("--audit", str(path))
+    assert code == 0
+    assert rows["audit"]["detail"].endswith("can be written, 1 rows")
+    assert {file: file.read_bytes() for file in tmp_path.iterdir()} == before
+
+
+@pytest.mark.parametrize("where", ["nowhere/audit.jsonl", "file/audit.jsonl", "."])
+def test_an_audit_log_that_cannot_be_written_is_a_failure(tmp_path: Path, where: str) -> None:
+    (tmp_path / "file").touch()
+    row = by_name(list(diagnose(audit=tmp_path / where)))["audit"]
+    assert row.status == "failure"
+    assert row.cure
+    code, rows = doctor("--audit", str(tmp_path / where))
+    assert (code, rows["audit"]["status"]) == (1, "failure")
+    assert rows["one check"]["status"] == "ok"
+
+
+@pytest.mark.skipif(not os.path.isdir("/proc/self"), reason="a folder that even root cannot fill")
+def test_a_folder_that_takes_no_files_is_found_though_its_rights_allow_it() -> None:
+    row = by_name(list(diagnose(audit=Path("/proc/self/audit.jsonl"))))["audit"]
+    assert (row.status, "cannot be written" in row.detail) == ("failure", True)
+
+
+@pytest.mark.parametrize(
+    ("harm", "status", "says"),
+    [
+        ("head gone", "failure", "its head is missing"),
+        ("head edited", "failure", "the head was edited"),
+        ("key gone", "failure", "audit.jsonl.key: cannot be read"),
+        ("key open", "warning", "is open to others"),
+    ],
+)
+def test_an_audit_log_that_would_be_refused_is_found(
+    tmp_path: Path, harm: str, status: str, says: str
+) -> None:
+    path = tmp_path / "audit.jsonl"
+    AuditLog(path)(Pair("x"), Verdict(Action.ALLOW, Direction.INPUT))
+    head, key = (path.with_name(f"audit.jsonl.{name}") for name in ("head", "key"))
+    if harm == "head gone":
+        head.unlink()
+    elif harm == "head edited":
+        head.write_bytes(head.read_bytes().replace(b'"seq":1', b'"seq":2'))
+    elif harm == "key gone":
+        key.unlink()
+    elif os.name == "posix":
+        key.chmod(0o644)
+    else:
+        pytest.skip("file rights are POSIX")
+    row = by_name(list(diagnose(audit=path)))["audit"]
+    assert (row.status, says in row.detail) == (status, True)
+    assert row.cure
