@@ -61,8 +61,8 @@ class Limits(_Table):
     inputs: Count = 64
     texts: Count = 512
     choices: Annotated[int, Field(ge=1, le=128)] = 16
-    moderations: Count = 128
-    chats: Count = 128
+    moderations: Count = 96
+    chats: Count = 96
     request_seconds: Seconds = 120.0
     stream_seconds: Seconds = 600.0
     keep_alive_seconds: Seconds = 10.0

@@ -1,0 +1,282 @@
+"""`guardrail serve` as a process: how it starts, ends, is seen, and runs in several workers."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+from openai import OpenAI
+from opentelemetry import trace
+from opentelemetry.sdk.trace import TracerProvider
+from opentelemetry.sdk.trace.export import SimpleSpanProcessor
+from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
+from server_kit import ChatApi, serving, until
+
+from guardrail.audit import verify
+
+ASKED: Any = [{"role": "user", "content": "Where is Paris? Zanzibar is my secret word."}]
+LONG = "Paris lies on the Seine. " * 100
+
+
+class Process:
+    """The real command, with the bundled model; its log lines are read as they come."""
+
+    def __init__(self, *args: str, config: Path | None = None) -> None:
+        command = [sys.executable, "-m", "guardrail.cli", "serve", "--port", "0", "--log", "json"]
+        command += ["--policy", "audit-only", *args]
+        if config is not None:
+            command += ["--config", str(config)]
+        self.process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
+        self.lines: list[str] = []
+        self._reader = threading.Thread(target=self._read, daemon=True)
+        self._reader.start()
+        until(lambda: self.port() is not None or self.process.poll() is not None, 120)
+        assert self.process.poll() is None, self.lines
+        self.root = f"http://127.0.0.1:{self.port()}"
+        self.url = f"{self.root}/v1"
+        until(self._is_ready, 120)
+
+    def _read(self) -> None:
+        assert self.process.stderr is not None
+        for line in self.process.stderr:
+            self.lines.append(line)
+
+    def port(self) -> int | None:
+        found = re.search(r"running on http://127\.0\.0\.1:(\d+)", "".join(self.lines))
+        return int(found[1]) if found else None
+
+    def _is_ready(self) -> bool:
+        try:
+            return httpx.get(f"{self.root}/readyz", timeout=5).status_code == 200
+        except httpx.TransportError:
+            return False
+
+    def terminate(self) -> None:
+        self.process.send_signal(signal.SIGTERM)
+
+    def end(self) -> int:
+        code = self.process.wait(120)
+        self._reader.join(10)
+        return code
+
+    def records(self) -> list[dict[str, Any]]:
+        return [json.loads(line) for line in self.lines]
+
+
+@contextmanager
+def process(*args: str, config: Path | None = None) -> Iterator[Process]:
+    running = Process(*args, config=config)
+    try:
+        yield running
+    finally:
+        running.process.kill()
+        running.process.wait()
+        running._reader.join(60)
+        assert not running._reader.is_alive(), "a worker outlived its server"
+        assert running.process.stderr is not None
+        running.process.stderr.close()
+
+
+@pytest.fixture
+def api() -> Iterator[ChatApi]:
+    api = ChatApi()
+    yield api
+    api.running.stop()
+
+
+def test_on_sigterm_open_streams_end_well_and_nothing_new_is_taken(api: ChatApi) -> None:
+    api.texts, api.pause = [LONG], 0.005
+    with (
+        process("--upstream", api.url) as server,
+        OpenAI(base_url=server.url, api_key="x", max_retries=0) as client,
+    ):
+        stream = client.chat.completions.create(model="m", messages=ASKED, stream=True)
+        first = next(iter(stream))
+        server.terminate()
+        until(lambda: _is_refused(server.root))
+        text = (first.choices[0].delta.content or "") + "".join(
+            choice.delta.content or "" for chunk in stream for choice in chunk.choices
+        )
+        assert text == LONG
+        assert server.end() == 0
+        records = server.records()
+    (request,) = [r for r in records if r.get("path") == "/v1/chat/completions"]
+    assert (request["status"], request["model"], request["action"]) == (200, "m", "allow")
+    assert "Zanzibar" not in "".join(server.lines)
+    assert api.open == 0
+
+
+def _is_refused(root: str) -> bool:
+    try:
+        return httpx.get(f"{root}/readyz", timeout=5).status_code == 503
+    except httpx.TransportError:
+        return True
+
+
+def test_streams_that_do_not_end_in_time_are_ended_and_the_upstream_is_let_go(
+    api: ChatApi, tmp_path: Path
+) -> None:
+    api.texts, api.pause = [LONG * 100], 0.02
+    config = tmp_path / "guardrail.toml"
+    config.write_text("[limits]\nshutdown_seconds = 0.5\n")
+    body = {"model": "m", "messages": ASKED, "stream": True}
+    with process("--upstream", api.url, config=config) as server, httpx.Client() as http:
+        with http.stream("POST", f"{server.url}/chat/completions", json=body, timeout=60) as stream:
+            pieces = stream.iter_text()
+            next(pieces)
+            server.terminate()
+            rest = "".join(pieces)
+        assert '"code": "shutting_down"' in rest
+        assert "[DONE]" not in rest
+        assert server.end() == 0
+    assert api.gone.wait(20)
+    assert api.open == 0
+
+
+def test_workers_answer_together_and_end_together(api: ChatApi, tmp_path: Path) -> None:
+    config = tmp_path / "guardrail.toml"
+    config.write_text('[audit]\npath = "audit.jsonl"\nfsync = "never"\n')
+    with process("--workers", "2", "--upstream", api.url, config=config) as server:
+        seen = set()
+        calls = 0
+        deadline = time.monotonic() + 120
+        while len(seen) < 2 and time.monotonic() < deadline:
+            seen.add(httpx.get(f"{server.root}/healthz", timeout=30).json()["worker"])
+            answer = httpx.post(f"{server.url}/moderations", json={"input": "hi"}, timeout=30)
+            assert answer.status_code == 200
+            calls += 1
+        assert len(seen) == 2
+        metrics = httpx.get(f"{server.root}/metrics", timeout=30).text
+        server.terminate()
+        server.end()
+    pattern = r'guardrail_requests_total\{route="/v1/moderations",status="200"\} (\d+)'
+    found = re.search(pattern, metrics)
+    assert found
+    assert int(found[1]) == calls
+    for pid in seen:
+        with pytest.raises(ProcessLookupError):
+            os.kill(pid, 0)
+    report = verify(tmp_path / "audit.jsonl")
+    assert not report.problems
+    assert report.rows == calls
+
+
+def test_workers_do_not_outlive_a_server_that_is_killed() -> None:
+    with process("--workers", "2") as server:
+        pid = httpx.get(f"{server.root}/healthz", timeout=60).json()["worker"]
+        server.process.kill()
+        server.process.wait()
+        until(lambda: not Path(f"/proc/{pid}").exists() or _is_refused(server.root), 60)
+
+
+def test_a_port_that_is_taken_is_one_line() -> None:
+    with socket.socket() as sock:
+        sock.bind(("127.0.0.1", 0))
+        sock.listen()
+        command = [sys.executable, "-m", "guardrail.cli", "serve", "--port"]
+        done = subprocess.run(
+            [*command, str(sock.getsockname()[1])], capture_output=True, text=True, timeout=120,
+            check=False,
+        )  # fmt: skip
+    assert done.returncode == 2
+    assert done.stderr.startswith("error: cannot listen on 127.0.0.1:")
+    assert done.stderr.count("\n") == 1
+
+
+# --- what is seen of it --------------------------------------------------------------------------
+
+
+def test_health_names_the_policies_that_fail_open(tmp_path: Path) -> None:
+    (tmp_path / "open.toml").write_text('name = "open"\non_error = "allow"\n')
+    with serving(policies={"open": str(tmp_path / "open.toml")}) as server:
+        health = httpx.get(f"{server.root}/healthz").json()
+    assert health["status"] == "ok"
+    assert health["fails_open"] == ["open@1"]
+    assert health["policies"] == {
+        "balanced@1": {"on_error": "refuse"},
+        "open@1": {"on_error": "allow"},
+    }
+
+
+def test_metrics_count_actions_by_category_and_severity_without_text(api: ChatApi) -> None:
+    api.texts = ["Take the bomb."]
+    with (
+        serving(upstream=api.url) as server,
+        OpenAI(base_url=server.url, api_key="x", max_retries=0) as client,
+    ):
+        client.moderations.create(input="an insult")
+        client.chat.completions.create(model="m", messages=ASKED)
+        list(client.chat.completions.create(model="m", messages=ASKED, stream=True))
+        metrics = httpx.get(f"{server.root}/metrics").text
+    for line in (
+        'guardrail_verdicts_total{action="flag",category="Insulting Behavior",direction="input",'
+        'severity="minor"} 1.0',
+        'guardrail_verdicts_total{action="refuse",category="Violence",direction="output",'
+        'severity="severe"} 2.0',
+        'guardrail_requests_total{route="/v1/chat/completions",status="200"} 2.0',
+        "guardrail_queue_depth 0.0",
+        "guardrail_open_streams 0.0",
+        'guardrail_request_seconds_count{route="/v1/moderations"} 1.0',
+        'guardrail_upstream_seconds_count{upstream="local"} 2.0',
+        "guardrail_first_event_seconds_count 1.0",
+    ):
+        assert line in metrics
+    assert "Zanzibar" not in metrics
+
+
+def test_two_apps_count_apart() -> None:
+    with serving() as one, serving() as two:
+        httpx.post(f"{one.url}/moderations", json={"input": "x"})
+        assert 'route="/v1/moderations"' in httpx.get(f"{one.root}/metrics").text
+        assert 'route="/v1/moderations"' not in httpx.get(f"{two.root}/metrics").text
+
+
+@pytest.mark.parametrize("keep", [False, True])
+def test_a_log_line_holds_text_only_where_asked_for(
+    keep: bool, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level("INFO", "guardrail.server")
+    with serving(log={"text": keep}) as server:
+        headers = {"X-Request-ID": "abc-1"}
+        answer = httpx.post(
+            f"{server.url}/moderations", json={"input": "Zanzibar bomb"}, headers=headers
+        )
+    assert answer.headers["x-request-id"] == "abc-1"
+    (facts,) = [r.facts for r in caplog.records if r.getMessage() == "request"]  # type: ignore[attr-defined]
+    assert facts["id"] == "abc-1"
+    assert (facts["action"], facts["categories"]) == ("refuse", ["Violence"])
+    assert ("Zanzibar" in str(facts)) is keep
+
+
+def test_spans_tell_of_the_request_its_checks_and_its_upstream(api: ChatApi) -> None:
+    exporter = InMemorySpanExporter()
+    provider = TracerProvider()
+    provider.add_span_processor(SimpleSpanProcessor(exporter))
+    trace.set_tracer_provider(provider)
+    parent = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"
+    body = {"model": "m", "messages": ASKED, "stream": True}
+    with serving(upstream=api.url) as server:
+        httpx.post(
+            f"{server.url}/chat/completions", json=body, headers={"traceparent": parent}, timeout=30
+        )
+        until(lambda: any(s.name.startswith("POST") for s in exporter.get_finished_spans()))
+    spans = exporter.get_finished_spans()
+    names = [span.name for span in spans]
+    assert {"guardrail.check", "guardrail.upstream", "POST /v1/chat/completions"} <= set(names)
+    ours = [span for span in spans if span.context and f"{span.context.trace_id:032x}" in parent]
+    assert len(ours) >= 4  # all of one trace, the caller's
+    assert api.headers[0]["traceparent"].startswith("00-0af7651916cd43dd8448eb211c80319c-")
+    assert "Zanzibar" not in "".join(span.to_json() for span in spans)
