@@ -11,9 +11,9 @@ import numpy as np
 from guardrail.artifact import Calibration
 from guardrail.encoding import canonicalise
 from guardrail.moderator import OnnxModerator, calibrated
-from guardrail.policy import LEVELS
-from guardrail.taxonomy import Category, Direction
-from guardrail.verdict import Pair
+from guardrail.policy import Policy, Thresholds
+from guardrail.taxonomy import Category, Direction, Severity
+from guardrail.verdict import Assessment, Pair
 from training.data import Example
 from training.scoring import cached_logits
 
@@ -54,14 +54,31 @@ def decide(
             logits_s[rows], logits_c[rows], moderator.manifest.calibration_of(direction)
         )
         thresholds = moderator.thresholds[direction]
-        levels = np.array([thresholds.severity.get(level, 0.5) for level in LEVELS])
-        limits = np.array([thresholds.categories.get(category, 0.5) for category in Category])
-        reached[rows] = (s >= levels).cumprod(axis=1).sum(axis=1)
-        over = c >= limits
-        none = ~over.any(axis=1)
-        over[none, c[none].argmax(axis=1)] = True
-        held[rows] = over & (reached[rows] > 0)[:, None]
+        held[rows], reached[rows] = called(s, c, direction, thresholds)
         severity[rows], categories[rows] = s, c
     raw, _ = calibrated(logits_s, logits_c, Calibration())
     unreadable = np.array([canonicalise(pair.text).unreadable for pair in pairs], bool)
     return Decisions(severity, raw, categories, held, reached, unreadable)
+
+
+def called(
+    severity: np.ndarray, categories: np.ndarray, direction: Direction, thresholds: Thresholds
+) -> tuple[np.ndarray, np.ndarray]:
+    """What `Policy.decide` calls n texts, from P(>= level) (n, 3), falling, and categories (n, 19):
+    the categories held (n, 19) bool, the severity (n,)."""
+    held, reached = np.zeros(categories.shape, bool), np.zeros(len(severity), int)
+    for row, (at_least, probabilities) in enumerate(zip(severity, categories, strict=True)):
+        edges = np.concatenate([[1.0], at_least, [0.0]])
+        assessment = Assessment(
+            direction,
+            {level: float(edges[level] - edges[level + 1]) for level in Severity},
+            dict(zip(Category, map(float, probabilities), strict=True)),
+        )
+        verdict = _NO_THRESHOLDS.decide(assessment, thresholds)
+        held[row, [_COLUMNS[reason.category] for reason in verdict.reasons]] = True
+        reached[row] = verdict.severity
+    return held, reached
+
+
+_NO_THRESHOLDS = Policy("the model's own thresholds")
+_COLUMNS = {category: column for column, category in enumerate(Category)}
