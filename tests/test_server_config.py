@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import datetime
+import re
 from pathlib import Path
 from typing import Any
 
@@ -11,8 +12,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from typer.testing import CliRunner
 
-from guardrail._server_config import ConfigError, Settings, line_of, load_settings
+from guardrail import Category
+from guardrail._server_config import ConfigError, Limits, Settings, line_of, load_settings
 from guardrail._server_keys import hash_key
+from guardrail._server_moderations import OPENAI_CATEGORIES, OPENAI_CATEGORY
 from guardrail.cli import app
 
 HASH = hash_key("k")
@@ -219,3 +222,29 @@ def test_bad_settings_are_one_line_and_exit_2(folder: Path) -> None:
     path.write_text(WHOLE)
     done = CliRunner().invoke(app, ["serve", "--check", "--config", str(path)])
     assert (done.exit_code, done.stdout) == (0, "ok\n")
+
+
+# --- documents -----------------------------------------------------------------------------------
+
+ROOT = Path(__file__).parent.parent
+
+
+def test_the_example_file_is_right_and_shows_the_defaults() -> None:
+    path = ROOT / "examples" / "guardrail.toml"
+    settings = load_settings(path)
+    assert settings.keys == []
+    limits = path.read_text().split("[limits]")[1].split("[log]")[0]
+    shown = dict(re.findall(r"^# (\w+) = (\d+)", limits, re.MULTILINE))
+    assert {name: float(value) for name, value in shown.items()} == Limits().model_dump()
+    assert load_settings(ROOT / "deploy" / "guardrail.toml").upstream_name() == "model"
+
+
+def test_the_documents_tell_the_categories_as_they_are() -> None:
+    table = (ROOT / "docs" / "server.md").read_text().split("| OpenAI | ours |")[1]
+    told: dict[str, set[str]] = {}
+    for names, ours in re.findall(r"^\| (`.*?) \| (.*) \|$", table, re.MULTILINE)[:7]:
+        for name in re.findall(r"`([^`]+)`", names):
+            told[name] = {c.value for c in Category if c.value in ours}
+    assert set(told) == set(OPENAI_CATEGORIES)
+    for name, ours in told.items():
+        assert ours == {c.value for c, theirs in OPENAI_CATEGORY.items() if theirs == name}
