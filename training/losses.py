@@ -30,7 +30,7 @@ def masked_bce(logits: Tensor, target: Tensor, mask: Tensor, weight: Tensor) -> 
     return (loss.sum(dim=1) * weight).sum() / known.sum().clamp(min=1e-6)
 
 
-# --- reinforcement learning: answers are (batch, length), padded on the right, mask 1 on tokens ----
+# --- reinforcement learning: answers are (batch, length), padded on the right, mask 1 on tokens ---
 
 
 def masked_mean(values: Tensor, mask: Tensor) -> Tensor:
@@ -105,3 +105,43 @@ def ptx_loss(logprobs: Tensor, mask: Tensor) -> Tensor:
     """Negative log-likelihood of given answers' tokens, (batch, length): what keeps the policy near
     good text while it learns (PPO-ptx, Ouyang et al. 2022). A scalar."""
     return -masked_mean(logprobs, mask)
+
+
+# --- preferences: scores and log-probabilities are (batch,), one per answer ----------------------
+
+
+def bradley_terry(better: Tensor, worse: Tensor, known: Tensor) -> Tensor:
+    """-log sigmoid(better - worse), averaged over pairs with `known` 1 (Bradley & Terry 1952; as a
+    reward model's loss Ouyang et al. 2022, eq. 1).
+
+    better, worse, known: (batch,). A scalar; zero, and without gradient, where no pair is known.
+    """
+    return -masked_mean(F.logsigmoid(better - worse), known)
+
+
+def sign_loss(cost: Tensor, sign: Tensor) -> Tensor:
+    """-log sigmoid(sign * cost), averaged over answers whose sign is known: what makes 0 the border
+    between safe and unsafe (Safe RLHF, Dai et al. 2024, eq. 7, its last two terms).
+
+    cost: (batch,); sign: (batch,), +1 for unsafe, -1 for safe, 0 for unknown. A scalar.
+    """
+    return -masked_mean(F.logsigmoid(sign * cost), sign.abs())
+
+
+def magnitude(scores: Tensor) -> Tensor:
+    """Mean square of scores, any shape: what keeps them near 0, since preferences alone leave the
+    scale and the offset open. A scalar."""
+    return (scores**2).mean()
+
+
+def dpo_loss(
+    better: Tensor, worse: Tensor, reference_better: Tensor, reference_worse: Tensor, beta: float
+) -> Tensor:
+    """-log sigmoid(beta * ((better - reference_better) - (worse - reference_worse))), averaged
+    (DPO, Rafailov et al. 2023, eq. 7).
+
+    All (batch,): log-probabilities of whole answers, summed over tokens, under the policy and the
+    reference. A scalar; log 2 where the policy is the reference.
+    """
+    margin = (better - reference_better) - (worse - reference_worse)
+    return -F.logsigmoid(beta * margin).mean()

@@ -39,11 +39,17 @@ class ModerationModel(nn.Module):
         self, input_ids: Tensor, attention_mask: Tensor, token_type_ids: Tensor
     ) -> tuple[Tensor, Tensor]:
         """(batch, length) each -> severity logits (batch, 3), category logits (batch, 19)."""
-        inputs = {"input_ids": input_ids, "attention_mask": attention_mask}
-        if getattr(self.encoder.config, "type_vocab_size", 0) > 1:
-            inputs["token_type_ids"] = token_type_ids
-        hidden = self.encoder(**inputs).last_hidden_state
-        mask = attention_mask.unsqueeze(-1).to(hidden.dtype)
-        pooled = (hidden * mask).sum(dim=1) / mask.sum(dim=1).clamp(min=1.0)
-        pooled = self.dropout(pooled)
+        pooled = self.dropout(mean_pooled(self.encoder, input_ids, attention_mask, token_type_ids))
         return monotone_logits(self.severity(pooled)), self.categories(pooled)
+
+
+def mean_pooled(
+    encoder: nn.Module, input_ids: Tensor, attention_mask: Tensor, token_type_ids: Tensor
+) -> Tensor:
+    """Mean of the encoder's last hidden states over real tokens: (batch, width)."""
+    inputs = {"input_ids": input_ids, "attention_mask": attention_mask}
+    if getattr(encoder.config, "type_vocab_size", 0) > 1:
+        inputs["token_type_ids"] = token_type_ids
+    hidden = encoder(**inputs).last_hidden_state
+    mask = attention_mask.unsqueeze(-1).to(hidden.dtype)
+    return (hidden * mask).sum(dim=1) / mask.sum(dim=1).clamp(min=1.0)

@@ -12,6 +12,7 @@ judges are tested on is trained on by nobody.
 from __future__ import annotations
 
 import json
+import random
 import re
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -298,6 +299,52 @@ def load_demonstrations(folder: Path, pairs: Sequence[Preference]) -> list[Demon
         if any(name in row["source"] for name in _GOOD_BENIGN) and not refuses(row["response"])
     ]
     return list({(normalise(d.prompt), normalise(d.answer)): d for d in found}.values())
+
+
+def help_pairs(
+    demonstrations: Sequence[Demonstration],
+    count: int,
+    seed: int,
+    *,
+    other: Literal["refusal", "any"],
+) -> list[Preference]:
+    """Help that harmless prompts got, preferred to what is wrong there: a refusal, or (half of
+    `any`) the answer to another prompt. Both are safe; what is taken from elsewhere is of the same
+    split, since the demonstrations are."""
+    rng = random.Random(seed)
+    asked = [d for d in demonstrations if d.kind in ("benign", "borderline")]
+    refusals = [d.answer for d in demonstrations if d.kind == "refusal"]
+    if not asked or not refusals:
+        return []
+    pairs = []
+    for number, d in enumerate(rng.sample(asked, min(count, len(asked)))):
+        foreign = other == "any" and number % 2 == 1
+        wrong = rng.choice(asked).answer if foreign else rng.choice(refusals)
+        if normalise(wrong) != normalise(d.answer):
+            pairs.append(
+                Preference(
+                    prompt=d.prompt,
+                    answers=(d.answer, wrong),
+                    source="help/foreign" if foreign else "help/refusal",
+                    more_helpful=0,
+                    severity=(0, 0),
+                    unsafe=(False, False),
+                    split=d.split,
+                )
+            )
+    return pairs
+
+
+def refuse_flipped(preferences: Sequence[Preference]) -> None:
+    """SystemExit where the less harmful answer is mostly the unsafe one: flipped labels would
+    train a model that prefers harm."""
+    decided = [p for p in preferences if p.less_harmful is not None and p.safer is not None]
+    flipped = sum(p.less_harmful != p.safer for p in decided)
+    if len(decided) >= 10 and flipped > 0.5 * len(decided):
+        raise SystemExit(
+            f"in {flipped} of {len(decided)} pairs the answer called less harmful is the unsafe "
+            "one: the labels are flipped; less_harmful is the index of the safer answer"
+        )
 
 
 # --- splits --------------------------------------------------------------------------------------
