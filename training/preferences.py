@@ -386,28 +386,35 @@ def _write(path: Path, rows: Iterable[Preference | Demonstration]) -> None:
             file.write(json.dumps(asdict(row), ensure_ascii=False) + "\n")
 
 
-def _rows(folder: Path, name: str, splits: Iterable[Split]) -> Iterator[dict[str, Any]]:
+def _built(folder: Path, name: str, splits: Iterable[Split]) -> Iterator[Path]:
     for split in splits:
         path = folder / f"{name}.{split}.jsonl"
         if not path.exists():
             raise SystemExit(f"{path} is missing: python -m training.preferences build")
-        yield from read_jsonl(path)
+        yield path
+
+
+def read_pairs(path: Path) -> list[Preference]:
+    """A file of preferences: a JSON object with the fields of `Preference` per line."""
+
+    def typed(row: dict[str, Any]) -> Preference:
+        if len(answers := tuple(row["answers"])) != 2 or not all(map(str.strip, answers)):
+            raise ValueError("answers are not two texts")
+        pairs = {name: tuple(row[name]) for name in ("severity", "unsafe") if name in row}
+        return Preference(**row | pairs | {"answers": answers})
+
+    return list(_each(path, read_jsonl(path), typed))
 
 
 def read_preferences(folder: Path, *splits: Split) -> list[Preference]:
     """What `build` wrote, of the given splits."""
-    return [
-        Preference(
-            **row
-            | {name: tuple(row[name]) for name in ("answers", "severity", "unsafe")}  # JSON lists
-        )
-        for row in _rows(folder, "pairs", splits)
-    ]
+    return [p for path in _built(folder, "pairs", splits) for p in read_pairs(path)]
 
 
 def read_demonstrations(folder: Path, *splits: Split) -> list[Demonstration]:
     """What `build` wrote, of the given splits."""
-    return [Demonstration(**row) for row in _rows(folder, "demonstrations", splits)]
+    paths = _built(folder, "demonstrations", splits)
+    return [Demonstration(**row) for path in paths for row in read_jsonl(path)]
 
 
 def report_of(pairs: Sequence[Preference], demonstrations: Sequence[Demonstration]) -> str:

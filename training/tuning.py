@@ -152,12 +152,21 @@ def check_loss(loss: torch.Tensor, batch: Mapping[str, Any], out: Path, step: in
 
 
 class StopAtSignal(TrainerCallback):
-    """SIGINT and SIGTERM end the run after its current step, with a checkpoint."""
+    """SIGINT and SIGTERM end the run after its current step, with a checkpoint. As a context, it
+    gives the signals back at its end."""
 
     def __init__(self) -> None:
         self.asked = False
+        self._before: dict[int, Any] = {}
+
+    def __enter__(self) -> StopAtSignal:
         for number in (signal.SIGINT, signal.SIGTERM):
-            signal.signal(number, self._ask)
+            self._before[number] = signal.signal(number, self._ask)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
 
     def _ask(self, number: int, _: object) -> None:
         if self.asked:  # the second time means now
@@ -183,7 +192,7 @@ def last_checkpoint(out: Path) -> str | None:
     return str(max(found, key=lambda p: int(p.name.split("-")[1]))) if found else None
 
 
-_MAY_CHANGE = ("save_steps", "log_steps", "bases", "batch", "accumulate")
+_MAY_CHANGE = ("save_steps", "log_steps", "bases", "batch", "accumulate", "steps", "save_every")
 
 
 def claim(out: Path, args: TuningArgs) -> None:
@@ -211,8 +220,9 @@ def train(trainer: Any, out: Path) -> None:
     checkpoint = last_checkpoint(out)
     if checkpoint:
         print(f"resuming from {checkpoint}", flush=True)
-    trainer.add_callback(StopAtSignal())
-    trainer.train(resume_from_checkpoint=checkpoint)
+    with StopAtSignal() as stop:
+        trainer.add_callback(stop)
+        trainer.train(resume_from_checkpoint=checkpoint)
     if trainer.state.global_step < trainer.state.max_steps:
         raise SystemExit(
             f"stopped at step {trainer.state.global_step} of {trainer.state.max_steps}: "
@@ -221,11 +231,16 @@ def train(trainer: Any, out: Path) -> None:
 
 
 def finish(
-    trainer: Any, lm: LanguageModel, args: TuningArgs, out: Path, rows: Mapping[str, int]
+    trainer: Any,
+    lm: LanguageModel,
+    args: TuningArgs,
+    out: Path,
+    rows: Mapping[str, int],
+    held_out: Mapping[str, float] | None = None,
 ) -> None:
     """Write the adapter, then `summary.json`. Every process calls it; one writes.
 
-    rows: how many of what was trained on.
+    rows: how many of what was trained on; held_out: figures on texts that were not.
     """
     model = trainer.accelerator.unwrap_model(trainer.model)
     state = trainer.accelerator.get_state_dict(trainer.model)
@@ -238,6 +253,7 @@ def finish(
         "base": lm.base,
         "init": lm.adapter.name if lm.adapter else None,
         "rows": dict(rows),
+        "held_out": dict(held_out or {}),
         "tokenizer": tokenizer_fingerprint(lm.tokenizer),
         "sha256": {"adapter_model.safetensors": sha256_of(out / "adapter_model.safetensors")},
         "created": datetime.now(UTC).strftime("%Y-%m-%d"),

@@ -1,0 +1,257 @@
+"""Direct preference optimisation from dual preferences, or from a single one as the baseline.
+
+    python -m training.dpo --policy build/sft --out build/dpo
+    python -m training.dpo --policy build/sft --preference single --out build/dpo-single
+
+TRL's DPO (Rafailov et al. 2023) on LoRA. `dual` prefers the safe answer to the unsafe one, and of
+two safe ones the more helpful; `helpful`, `harmless` and `single` (one trade-off label, see
+`training.preferences`) take that label alone. Help on harmless prompts, preferred to refusals
+there, keeps a policy from refusing everything. The reference is the policy that it starts from, its
+log-probabilities computed once. Resumes; `summary.json` is written last.
+"""
+
+from __future__ import annotations
+
+import json
+import random
+from collections import Counter
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+import tyro
+from datasets import Dataset, load_from_disk
+from torch import Tensor
+from transformers import PreTrainedTokenizerBase
+from trl import DPOConfig, DPOTrainer
+
+from training.lm import LanguageModel, encode_answer, encode_prompt, messages
+from training.losses import dpo_loss
+from training.preferences import (
+    Demonstration,
+    Preference,
+    help_pairs,
+    read_demonstrations,
+    read_pairs,
+    read_preferences,
+    refuse_flipped,
+)
+from training.tuning import (
+    TuningArgs,
+    Watched,
+    claim,
+    config_fields,
+    epochs_of,
+    finish,
+    open_policy,
+    train,
+)
+
+Objective = Literal["dual", "helpful", "harmless", "single"]
+
+
+@dataclass(kw_only=True)
+class Args(TuningArgs):
+    out: Path = Path("build/dpo")
+    policy: str = "build/sft"
+    preference: Objective = "dual"
+    pairs: int = 1000
+    """How many pairs, annotated ones first."""
+    help: int = 300
+    """Further pairs of help on harmless prompts, preferred to refusals."""
+    extra: Path | None = None
+    """A file of further pairs (the fields of `Preference`), all used: on-policy ones, say."""
+    beta: float = 0.1
+    learning_rate: float = 5e-5
+    batch: int = 8
+    held_out: int = 100
+    """Pairs of the validation split on which the result is measured."""
+
+
+class Trainer(Watched, DPOTrainer):
+    """TRL's, watched."""
+
+
+def better_of(p: Preference, objective: Objective) -> int | None:
+    """Index of the answer that an objective prefers; None where it has no say."""
+    if objective == "helpful":
+        return p.more_helpful
+    if objective == "harmless":
+        return p.less_harmful
+    if objective == "single":
+        return p.trade_off if p.more_helpful is not None else None
+    if p.safer is not None:
+        return p.safer if p.less_harmful in (None, p.safer) else None
+    return p.more_helpful if p.unsafe == (False, False) else None
+
+
+@dataclass(frozen=True)
+class Choice:
+    """A prompt, the answer to prefer, the other one, and where it comes from."""
+
+    prompt: str
+    better: str
+    worse: str
+    source: str
+
+
+def choose(
+    preferences: Sequence[Preference],
+    demonstrations: Sequence[Demonstration],
+    args: Args,
+    fits: Callable[[Choice], bool],
+    extra: Sequence[Preference] = (),
+) -> list[Choice]:
+    """Pairs that the objective decides and that fit: annotated before other ones, then help."""
+
+    def decided(rows: Sequence[Preference]) -> list[Choice]:
+        found = []
+        for p in rows:
+            side = better_of(p, args.preference)
+            if side is not None:
+                found.append(Choice(p.prompt, p.answers[side], p.answers[1 - side], p.source))
+        return [choice for choice in found if fits(choice)]
+
+    rng = random.Random(args.seed)
+    ranked = sorted(
+        decided(preferences), key=lambda c: (c.source != "annotated_pairs", rng.random())
+    )
+    chosen = [*ranked[: args.pairs], *decided(extra)]
+    helping = help_pairs(demonstrations, 3 * args.help, args.seed, other="refusal")
+    chosen += [
+        choice
+        for p in helping
+        if fits(choice := Choice(p.prompt, p.answers[0], p.answers[1], p.source))
+    ][: args.help]
+    rng.shuffle(chosen)
+    return chosen[: args.limit]
+
+
+def lengths_of(choice: Choice, tokenizer: PreTrainedTokenizerBase) -> tuple[int, int]:
+    """Tokens of both rendered chats."""
+    prompt = len(encode_prompt(tokenizer, choice.prompt))
+    return (
+        prompt + len(encode_answer(tokenizer, choice.better)),
+        prompt + len(encode_answer(tokenizer, choice.worse)),
+    )
+
+
+def as_rows(choices: Sequence[Choice]) -> list[dict[str, Any]]:
+    """What TRL takes: conversations."""
+    return [
+        {
+            "prompt": messages(c.prompt),
+            "chosen": [{"role": "assistant", "content": c.better.strip()}],
+            "rejected": [{"role": "assistant", "content": c.worse.strip()}],
+        }
+        for c in choices
+    ]
+
+
+def dataset_of(choices: Sequence[Choice], folder: Path) -> Dataset:
+    """On disk, where the reference's log-probabilities are kept for a run that is resumed."""
+    if not (folder / "dataset_info.json").exists():
+        Dataset.from_list(as_rows(choices)).save_to_disk(str(folder))
+    return load_from_disk(str(folder))
+
+
+@torch.inference_mode()
+def log_probabilities(lm: LanguageModel, pairs: Sequence[tuple[str, str]], size: int = 8) -> Tensor:
+    """Log-probability of each answer to its prompt, summed over its tokens: (len(pairs),)."""
+    found = []
+    device = next(lm.model.parameters()).device
+    for first in range(0, len(pairs), size):
+        part = pairs[first : first + size]
+        prompts = [encode_prompt(lm.tokenizer, prompt) for prompt, _ in part]
+        texts = [
+            torch.tensor([*ids, *encode_answer(lm.tokenizer, answer)])
+            for ids, (_, answer) in zip(prompts, part, strict=True)
+        ]
+        ids = torch.nn.utils.rnn.pad_sequence(texts, batch_first=True).to(device)
+        # Padding is on the right, where causal attention of the texts does not reach.
+        logits = lm.model(input_ids=ids, use_cache=False).logits[:, :-1].float()
+        chosen = logits.log_softmax(-1).gather(-1, ids[:, 1:, None]).squeeze(-1)
+        for row, start, text in zip(chosen, map(len, prompts), texts, strict=True):
+            found.append(row[start - 1 : len(text) - 1].sum().cpu())
+    return torch.stack(found)
+
+
+def measure(
+    lm: LanguageModel, choices: Sequence[Choice], reference: tuple[Tensor, Tensor], beta: float
+) -> dict[str, float]:
+    """Held-out loss, and the share of pairs whose better answer gained on the other."""
+    better = log_probabilities(lm, [(c.prompt, c.better) for c in choices])
+    worse = log_probabilities(lm, [(c.prompt, c.worse) for c in choices])
+    margin = (better - reference[0]) - (worse - reference[1])
+    return {
+        "loss": round(dpo_loss(better, worse, *reference, beta).item(), 4),
+        "accuracy": round((margin > 0).double().mean().item(), 4),
+        "better_change": round((better - reference[0]).mean().item(), 3),
+        "worse_change": round((worse - reference[1]).mean().item(), 3),
+        "pairs": len(choices),
+    }
+
+
+def main(args: Args) -> None:
+    claim(args.out, args)
+    lm = open_policy(args)
+    preferences = read_preferences(args.data, "train")
+    refuse_flipped(preferences)
+    extra = read_pairs(args.extra) if args.extra else []
+
+    def fits(choice: Choice) -> bool:
+        short = len(choice.prompt) + len(choice.better) + len(choice.worse) < 16 * args.max_tokens
+        return short and max(lengths_of(choice, lm.tokenizer)) <= args.max_tokens
+
+    chosen = choose(preferences, read_demonstrations(args.data, "train"), args, fits, extra)
+    if not chosen:
+        raise SystemExit(f"{args.data}: no {args.preference} pair fits in {args.max_tokens} tokens")
+    lengths = [max(lengths_of(choice, lm.tokenizer)) for choice in chosen]
+    order = epochs_of(lengths, args)
+    print(f"{len(chosen)} pairs, {2 * sum(lengths[i] for i in order)} tokens", flush=True)
+    steps = len(order) // (args.batch * args.accumulate)
+    tested = [
+        choice
+        for p in read_preferences(args.data, "validation")
+        if (side := better_of(p, args.preference)) is not None
+        and fits(choice := Choice(p.prompt, p.answers[side], p.answers[1 - side], p.source))
+    ][: min(args.held_out, args.limit or args.held_out)]
+    trainer = Trainer(
+        model=lm.model,
+        args=DPOConfig(
+            **config_fields(args, args.out, steps),
+            beta=args.beta,
+            precompute_ref_log_probs=True,
+        ),
+        train_dataset=dataset_of([chosen[i] for i in order], args.out / "pairs"),
+        processing_class=lm.tokenizer,
+    )
+    train(trainer, args.out)
+    figures = held_out(trainer, lm, tested, args.beta)
+    finish(trainer, lm, args, args.out, Counter(c.source for c in chosen), figures)
+
+
+def held_out(
+    trainer: Any, lm: LanguageModel, choices: Sequence[Choice], beta: float
+) -> dict[str, float]:
+    """`measure`, against the adapter that the run began with (TRL keeps it as `ref`), or the bare
+    base. Nothing under several processes, whose weights may be spread."""
+    if trainer.accelerator.num_processes > 1 or not choices:
+        return {}
+    model = trainer.accelerator.unwrap_model(trainer.model, keep_fp32_wrapper=False).eval()
+    tuned = LanguageModel(model, lm.tokenizer, lm.base)
+    model.set_adapter("ref")
+    reference = (
+        log_probabilities(tuned, [(c.prompt, c.better) for c in choices]),
+        log_probabilities(tuned, [(c.prompt, c.worse) for c in choices]),
+    )
+    model.set_adapter("default")
+    figures = measure(tuned, choices, reference, beta)
+    print(f"held out: {json.dumps(figures)}", flush=True)
+    return figures
+
+
+if __name__ == "__main__":
+    main(tyro.cli(Args))
