@@ -46,9 +46,9 @@ CLEARLY = 0.02  # share of log-loss from which isotonic regression would be wort
 class Args:
     model: Path = Path("guardrail/models/small")
     data: Path = Path("build/data")
-    target_fpr: float = 0.01
+    target_fpr: float = 0.015
     """Benign answers that may be flagged, as a share."""
-    target_fpr_input: float = 0.05
+    target_fpr_input: float = 0.025
     """The same for prompts, where the benign ones are over-refusal questions, hard on purpose."""
     few: int = 25
     """Categories with fewer positives share one scaling, and one threshold."""

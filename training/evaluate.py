@@ -190,7 +190,9 @@ def evaluate(args: Args) -> dict[str, Any]:
     }
     if args.record and args.limit is None:
         flat = {name: _flat(row) for name, row in results.items()}
-        write_manifest(args.model, replace(moderator.manifest, metrics=flat))
+        write_manifest(
+            args.model, replace(moderator.manifest, metrics={**moderator.manifest.metrics, **flat})
+        )
     if args.docs is not None:
         from training.plots_moderation import draw
 

@@ -180,6 +180,8 @@ def _flags(args: dict[str, Any]) -> list[str]:
         option = name.replace("_", "-")
         if isinstance(value, bool):
             flags.append(f"--{'' if value else 'no-'}{option}")
+        elif isinstance(value, dict):
+            flags += [f"--{option} {key} {one}" for key, one in value.items()]
         elif isinstance(value, list):
             flags.append(f"--{option} {' '.join(map(str, value))}")
         else:
