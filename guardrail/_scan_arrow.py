@@ -82,9 +82,13 @@ class Arrow:
             partial.open("rb") as outcomes,
             parquet.ParquetWriter(whole, schema, compression="zstd") as writer,
         ):
-            for path in self.files:
-                for batch in _batches(path, _WRITTEN):
-                    writer.write_batch(_with_outcomes(batch, outcomes, schema))
+            group: list[Any] = []
+            batches = (batch for path in self.files for batch in _batches(path, _WRITTEN))
+            for batch in batches:
+                group.append(_with_outcomes(batch, outcomes, schema))
+                if sum(part.num_rows for part in group) >= _WRITTEN:
+                    _write_group(writer, group)
+            _write_group(writer, group)
         with whole.open("rb+") as written:
             os.fsync(written.fileno())
         os.replace(whole, output)
@@ -96,6 +100,13 @@ class Arrow:
         # `datasets` takes the features from here, and these lack the two new columns.
         metadata = {k: v for k, v in (self._schema.metadata or {}).items() if k != b"huggingface"}
         return arrow.schema([*kept, *(arrow.field(name, _text()) for name in _OWN)], metadata)
+
+
+def _write_group(writer: Any, group: list[Any]) -> None:
+    """One row group of what was gathered; the input's may be tiny."""
+    if group:
+        writer.write_table(require("pyarrow", extra="scan").Table.from_batches(group))
+        group.clear()
 
 
 def _with_outcomes(batch: Any, outcomes: Iterator[bytes], schema: Any) -> Any:

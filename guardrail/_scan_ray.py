@@ -31,7 +31,6 @@ __all__ = ["RayEngine"]
 # Ray would report home, and write between our lines; what goes wrong it raises.
 os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
 os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
-os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
 ray: Any = require("ray", extra="scan")
 data: Any = require("ray.data", extra="scan")
 arrow: Any = require("pyarrow", extra="scan")

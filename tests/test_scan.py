@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import os
+import threading
 from collections.abc import Sequence
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -256,3 +257,58 @@ def test_two_scans_do_not_write_one_output(tmp_path: Path) -> None:
     assert len(errors) == 1
     assert "another scan is writing it" in errors[0]
     assert len(read_rows(output)) == 1
+
+
+# --- killed when all was done --------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("moment", ["before the output", "after the output"])
+def test_killed_when_all_was_judged_the_next_run_ends_it(
+    moment: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    source = write_rows(tmp_path / "in.jsonl", [{"prompt": "a bomb"}] * 5)
+    output, replace = tmp_path / "out.jsonl", os.replace
+
+    def die(old: Path, new: Path) -> None:
+        if new != output:
+            replace(old, new)
+            return
+        if moment == "after the output":
+            replace(old, new)
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "replace", die)
+        with pytest.raises(KeyboardInterrupt):
+            scan(source, output)
+    judged: list[Pair] = []
+    tally = scan(source, output, fake_guard(judged.extend))
+    assert (tally.rows, tally.actions, judged) == (5, {Action.REFUSE: 5}, [])
+    assert len(read_rows(output)) == 5
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["in.jsonl", "out.jsonl"]
+
+
+# --- the local engine ----------------------------------------------------------------------------
+
+
+def test_workers_judge_at_once_and_rows_keep_their_order(tmp_path: Path) -> None:
+    rows = [{"id": i, "prompt": "x" * (i * 37 % 11 + 1)} for i in range(40)]
+    together = threading.Barrier(3)
+
+    def meet(pairs: Sequence[Pair]) -> None:
+        if "x" * 11 in pairs[0].text:  # the longest of a chunk come first, so these meet
+            together.wait(timeout=30)
+
+    meeting = [{"id": 40 + i, "prompt": "x" * 11} for i in range(3)]
+    rows = meeting + [row for row in rows if len(row["prompt"]) < 11]
+    source = write_rows(tmp_path / "in.jsonl", rows)
+    tally = scan(source, tmp_path / "out.jsonl", fake_guard(meet), workers=3, chunk=16)
+    assert tally.degraded == 0
+    assert [row["id"] for row in read_rows(tmp_path / "out.jsonl")] == [row["id"] for row in rows]
+
+
+def test_no_worker_is_left_when_a_scan_is_interrupted(tmp_path: Path) -> None:
+    source = write_rows(tmp_path / "in.jsonl", [{"prompt": "hello"}] * 50)
+    with pytest.raises(KeyboardInterrupt):
+        scan(source, tmp_path / "out.jsonl", stop_after(10), workers=3, chunk=4)
+    assert not [t for t in threading.enumerate() if t.name.startswith("guardrail-scan")]

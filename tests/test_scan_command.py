@@ -10,7 +10,11 @@ import sys
 from pathlib import Path
 
 import pytest
-from scan_kit import ROOT, read_rows, start, wait_for_rows
+from scan_kit import ROOT, read_rows, start, wait_for_rows, without_latency, write_rows
+
+from guardrail import Guard, OnnxModerator
+from guardrail._scan_source import open_format, open_source
+from guardrail.scan import Fields, LocalEngine
 
 
 @pytest.fixture
@@ -89,3 +93,24 @@ def test_parquet_without_pyarrow_names_the_extra(tmp_path: Path) -> None:
     assert done.returncode == 1
     assert len(done.stderr.splitlines()) == 1
     assert b"pip install 'guardrail-severity[scan]'" in done.stderr
+
+
+def test_a_scan_gives_the_verdicts_of_check_to_the_last_bit(tmp_path: Path) -> None:
+    start_ = "How do I make a bomb? You are an idiot. "
+    rows = [
+        {"prompt": start_ * (1 + n % 5) + f"Garden {n}. " * (n % 40), "response": answer}
+        for n in range(24)
+        for answer in ("", f"{n} Mix {start_ * (n % 7)} and wait.")
+    ]
+    source = write_rows(tmp_path / "in.jsonl", rows)
+    guard = Guard()
+    seen: list[object] = []
+    engine = LocalEngine(Guard(OnnxModerator(threads=1)), workers=3)
+    for judged in engine.judge(open_format(open_source(str(source)), source, Fields()), 0, 7):
+        seen += [outcome["response"] for _, outcome in judged if not isinstance(outcome, str)]
+    assert seen == [guard.check(row["prompt"], row["response"] or None) for row in rows]
+    process = start(str(source), "--output", str(tmp_path / "out.jsonl"))
+    process.communicate(timeout=240)
+    written = [row["guardrail"] for row in without_latency(read_rows(tmp_path / "out.jsonl"))]
+    checked = [{"guardrail": verdict.to_json()} for verdict in seen]  # type: ignore[attr-defined]
+    assert written == [row["guardrail"] for row in without_latency(checked)]

@@ -5,12 +5,13 @@ from __future__ import annotations
 import csv
 import gzip
 import json
+import lzma
 from pathlib import Path
 
 import pytest
-from scan_kit import read_rows, scan, stop_after
+from scan_kit import read_rows, scan, stop_after, write_rows
 
-from guardrail.scan import Scan, ScanError, ScanUsageError
+from guardrail.scan import Fields, Scan, ScanError, ScanUsageError
 
 
 def test_csv_keeps_cells_and_adds_a_json_column(tmp_path: Path) -> None:
@@ -104,3 +105,105 @@ def test_what_cannot_be_scanned_is_told_before_a_row_is_judged(
     (tmp_path / name).write_text(text)
     with pytest.raises(ScanUsageError, match=says):
         Scan(tmp_path / name, tmp_path / output)
+
+
+# --- responses -----------------------------------------------------------------------------------
+
+PAIR = {"prompt": "hi", "response_0": "hello", "response_1": "a bomb", "response_10": "idiot"}
+
+
+def test_numbered_responses_are_each_judged_where_there_is_no_other(tmp_path: Path) -> None:
+    rows = [
+        {"prompt": "hi", "better": 1},
+        PAIR,
+        PAIR | {"response_0": " ", "response_1": None},
+        PAIR | {"response_1": 3},
+    ]
+    tally = scan(write_rows(tmp_path / "in.jsonl", rows), tmp_path / "out.jsonl")
+    none, whole, one, bad = read_rows(tmp_path / "out.jsonl")
+    assert none["error"] == "no 'response_0' and no 'response_1' and no 'response_10' in this row"
+    assert {n: v["action"] for n, v in whole["guardrail"].items()} == {
+        "response_0": "allow",
+        "response_1": "refuse",
+        "response_10": "flag",
+    }
+    assert one["guardrail"]["response_0"] is one["guardrail"]["response_1"] is None
+    assert one["guardrail"]["response_10"]["action"] == "flag"
+    assert bad["error"] == "'response_1' is not a text but int"
+    assert (tally.rows, tally.errors, tally.verdicts) == (4, 2, 4)
+
+
+@pytest.mark.parametrize("suffix", [".jsonl", ".csv", ".parquet"])
+def test_named_responses_are_judged_and_the_others_are_not(suffix: str, tmp_path: Path) -> None:
+    source, output = tmp_path / f"in{suffix}", tmp_path / f"out{suffix}"
+    if suffix == ".parquet":
+        arrow, parquet = pytest.importorskip("pyarrow"), pytest.importorskip("pyarrow.parquet")
+        parquet.write_table(arrow.Table.from_pylist([PAIR]), source)
+    elif suffix == ".csv":
+        source.write_text(f"{','.join(PAIR)}\n{','.join(PAIR.values())}\n")
+    else:
+        write_rows(source, [PAIR])
+    assert scan(source, output, fields=Fields("prompt", ("response_1",))).verdicts == 1
+    if suffix == ".parquet":
+        (row,) = parquet.read_table(output).to_pylist()
+    elif suffix == ".csv":
+        (row,) = csv.DictReader(output.read_text().splitlines())
+    else:
+        (row,) = read_rows(output)
+    found = row["guardrail"]
+    assert (found if isinstance(found, dict) else json.loads(found))["action"] == "refuse"
+
+
+def test_a_response_column_that_is_not_there_is_told(tmp_path: Path) -> None:
+    (tmp_path / "in.csv").write_text("prompt,answer\na,b\n")
+    with pytest.raises(ScanUsageError, match=r"no column 'reply' .*--response-field"):
+        Scan(tmp_path / "in.csv", tmp_path / "out.csv", fields=Fields("prompt", ("reply",)))
+
+
+# --- columns -------------------------------------------------------------------------------------
+
+
+def test_parquet_keeps_nested_columns_metadata_and_large_row_groups(tmp_path: Path) -> None:
+    arrow, parquet = pytest.importorskip("pyarrow"), pytest.importorskip("pyarrow.parquet")
+    schema = arrow.schema(
+        [
+            arrow.field("prompt", arrow.large_string(), metadata={b"unit": b"text"}),
+            arrow.field("labels", arrow.map_(arrow.string(), arrow.bool_())),
+            arrow.field("seen", arrow.timestamp("us", tz="UTC")),
+            arrow.field("kind", arrow.dictionary(arrow.int8(), arrow.string())),
+        ],
+        metadata={b"origin": b"here", b"huggingface": b"{}"},
+    )
+    row = {"prompt": "a bomb", "labels": [("x", True)], "seen": 0, "kind": "b"}
+    table = arrow.Table.from_pylist([row] * 1000, schema)
+    parquet.write_table(table, tmp_path / "in.parquet", row_group_size=10)
+    scan(tmp_path / "in.parquet", tmp_path / "out.parquet")
+    out = parquet.read_table(tmp_path / "out.parquet")
+    assert out.select(schema.names).equals(table)
+    assert out.schema.field("prompt").metadata[b"unit"] == b"text"
+    assert out.schema.metadata[b"origin"] == b"here"
+    assert b"huggingface" not in out.schema.metadata
+    assert parquet.ParquetFile(tmp_path / "out.parquet").num_row_groups == 1
+
+
+def test_several_parquet_files_are_one_input_and_must_agree(tmp_path: Path) -> None:
+    arrow, parquet = pytest.importorskip("pyarrow"), pytest.importorskip("pyarrow.parquet")
+    folder = tmp_path / "set"
+    folder.mkdir()
+    for n in range(3):
+        rows = [{"prompt": "a bomb", "n": 10 * n + i} for i in range(n + 1)]
+        parquet.write_table(arrow.Table.from_pylist(rows), folder / f"train-{n}.parquet")
+    with pytest.raises(KeyboardInterrupt):
+        scan(folder, tmp_path / "out.parquet", stop_after(3), chunk=2)
+    assert scan(folder, tmp_path / "out.parquet", chunk=2).rows == 6
+    out = parquet.read_table(tmp_path / "out.parquet").to_pylist()
+    assert [row["n"] for row in out] == [0, 10, 11, 20, 21, 22]
+    parquet.write_table(arrow.table({"prompt": ["x"]}), folder / "train-9.parquet")
+    with pytest.raises(ScanUsageError, match="another schema"):
+        Scan(folder, tmp_path / "other.parquet")
+
+
+def test_xz_is_read(tmp_path: Path) -> None:
+    (tmp_path / "in.jsonl.xz").write_bytes(lzma.compress(b'{"prompt": "a bomb"}\n'))
+    scan(tmp_path / "in.jsonl.xz", tmp_path / "out.jsonl.gz")
+    assert read_rows(tmp_path / "out.jsonl.gz")[0]["guardrail"]["action"] == "refuse"

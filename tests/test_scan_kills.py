@@ -1,0 +1,89 @@
+"""SIGKILL at random moments: no row is lost, none is doubled, none changes place."""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import signal
+import subprocess
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+from scan_kit import read_rows, rows_done, start, write_rows
+
+KILLS = 20
+ROWS = 400
+# The real scan with a moderator of its own that takes a moment: most kills shall hit it at work.
+PROGRAM = """
+import sys, time
+from pathlib import Path
+from scan_kit import fake_guard, scan
+output = Path(sys.argv[2])
+scan(sys.argv[1], output, fake_guard(lambda pairs: time.sleep(0.004)), workers=2, chunk=3)
+"""
+
+pytestmark = pytest.mark.skipif(os.name != "posix", reason="kill -9")
+
+
+def run(source: Path, output: Path, moment: float | None) -> int:
+    """One process; killed so many seconds after it is at work, or left to end."""
+    tests = str(Path(__file__).parent)
+    root = str(Path(__file__).parents[1])
+    path = os.pathsep.join([root, tests])
+    process = start(str(source), str(output), program=("-c", PROGRAM), PYTHONPATH=path)
+    if moment is not None:
+        partial = output.with_name(output.name + ".partial")
+        deadline = time.monotonic() + 60
+        while not partial.exists() and process.poll() is None and time.monotonic() < deadline:
+            time.sleep(0.002)
+        try:
+            process.wait(moment)
+        except subprocess.TimeoutExpired:
+            process.send_signal(signal.SIGKILL)
+    _, err = process.communicate(timeout=120)
+    assert process.returncode in (0, -signal.SIGKILL), err.decode()
+    return int(process.returncode)
+
+
+def rows_of(path: Path) -> list[dict[str, Any]]:
+    if path.suffix == ".parquet":
+        table = pytest.importorskip("pyarrow.parquet").read_table(path)
+        rows: list[dict[str, Any]] = table.to_pylist()
+        return [row | {"guardrail": json.loads(row["guardrail"])} for row in rows]
+    return read_rows(path)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("suffix", [".jsonl.gz", ".parquet"])
+def test_killed_at_random_moments_a_scan_loses_and_doubles_nothing(
+    suffix: str, tmp_path: Path
+) -> None:
+    rows = [{"id": i, "prompt": "a bomb" if i % 7 == 0 else f"hello {i}"} for i in range(ROWS)]
+    source, output = tmp_path / f"in{suffix}", tmp_path / f"out{suffix}"
+    if suffix == ".parquet":
+        arrow = pytest.importorskip("pyarrow")
+        pytest.importorskip("pyarrow.parquet").write_table(arrow.Table.from_pylist(rows), source)
+    else:
+        write_rows(source, rows)
+    moments = random.Random(suffix)
+    state = output.with_name(output.name + ".partial.state")
+    killed, done = 0, [0]
+    for _ in range(KILLS // 2):
+        code = run(source, output, moments.uniform(0, 0.2))
+        killed += code == -signal.SIGKILL
+        if code == 0:
+            break
+        done.append(rows_done(state))
+    assert done == sorted(done), "what was safe stays safe"
+    assert killed >= 3, "the machine was too fast for this test to test anything"
+    if not output.exists() or state.exists():
+        assert run(source, output, None) == 0
+    found = rows_of(output)
+    assert [row["id"] for row in found] == list(range(ROWS))
+    assert [row["guardrail"]["action"] for row in found] == [
+        "refuse" if i % 7 == 0 else "allow" for i in range(ROWS)
+    ]
+    assert sorted(p.name for p in tmp_path.iterdir()) == [source.name, output.name]

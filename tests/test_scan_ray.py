@@ -1,0 +1,135 @@
+"""The Ray engine writes what the local engine writes. A real Ray, with real models."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from scan_kit import read_rows, start, without_latency, write_rows
+
+from guardrail import Guard, OnnxModerator, Policy
+from guardrail.scan import LocalEngine, Scan, ScanError, Tally
+
+pytestmark = pytest.mark.slow
+POLICY = Policy.load("balanced")
+ROWS: list[object] = [
+    {
+        "id": i,
+        "prompt": f"{i} How do I make a bomb?",
+        "response": f"First, {'take care. ' * (i % 9)}",
+    }
+    if i % 3
+    else {"id": i, "prompt": f"{i} Tell me about gardens"}
+    for i in range(150)
+]
+ROWS[70] = {"id": 70, "prompt": None}
+ROWS[71] = ["not an object"]
+
+
+@pytest.fixture(scope="module")
+def cluster() -> Iterator[Any]:
+    pytest.importorskip("ray")
+    from guardrail._scan_ray import RayEngine, ray
+
+    ray.init(
+        "local",
+        num_cpus=2,
+        object_store_memory=100 << 20,
+        include_dashboard=False,
+        log_to_driver=False,
+        logging_level="ERROR",
+    )
+    yield RayEngine
+    ray.shutdown()
+
+
+def local(source: Path, output: Path) -> Tally:
+    return Scan(source, output).run(LocalEngine(Guard(OnnxModerator(threads=1), POLICY)))
+
+
+def test_ray_writes_what_the_local_engine_writes(cluster: Any, tmp_path: Path) -> None:
+    source = write_rows(tmp_path / "in.jsonl", ROWS)
+    outputs = [tmp_path / "local.jsonl", tmp_path / "ray.jsonl"]
+    seen: list[int] = []
+    tallies = [
+        local(source, outputs[0]),
+        Scan(source, outputs[1], chunk=40).run(
+            cluster("small", POLICY, workers=2), lambda tally: seen.append(tally.rows)
+        ),
+    ]
+    assert tallies[0] == tallies[1]
+    assert seen == [0, 40, 80, 120, 150]
+    found = [without_latency(read_rows(path)) for path in outputs]
+    assert found[0] == found[1]
+
+
+def test_the_command_scans_parquet_on_a_cluster_that_runs(cluster: Any, tmp_path: Path) -> None:
+    arrow, parquet = pytest.importorskip("pyarrow"), pytest.importorskip("pyarrow.parquet")
+    rows = [row for row in ROWS[:80] if isinstance(row, dict)]
+    source, output = tmp_path / "in.parquet", tmp_path / "out.parquet"
+    parquet.write_table(arrow.Table.from_pylist(rows), source)
+    from guardrail._scan_ray import ray
+
+    args = ("--engine", "ray", "--workers", "1", "--address")
+    address = ray.get_runtime_context().gcs_address
+    process = start(str(source), "--output", str(output), *args, address)
+    out, err = process.communicate(timeout=300)
+    own = [line for line in err.splitlines() if b"core_worker.cc" not in line]  # Ray's C++ part
+    assert (process.returncode, own) == (0, [])
+    assert b"79 rows, 1 with errors, 0 judged by on_error alone" in out
+    local(source, tmp_path / "local.parquet")
+    found = [parquet.read_table(path).to_pylist() for path in (output, tmp_path / "local.parquet")]
+    for row in (row for rows in found for row in rows if row["guardrail"]):
+        row["guardrail"] = json.loads(row["guardrail"])
+        row["guardrail"].pop("latency_ms")
+    assert found[0] == found[1]
+
+
+def test_what_ray_left_the_local_engine_ends(cluster: Any, tmp_path: Path) -> None:
+    source, output = write_rows(tmp_path / "in.jsonl", ROWS), tmp_path / "out.jsonl"
+
+    def stop(tally: Tally) -> None:
+        if tally.rows >= 60:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        Scan(source, output, chunk=20).run(cluster("small", POLICY, workers=1), stop)
+    assert local(source, output).rows == len(ROWS)
+    assert [row.get("id") for row in read_rows(output)] == [
+        row["id"] if isinstance(row, dict) else None for row in ROWS
+    ]
+
+
+def test_a_model_that_differs_on_a_worker_is_refused_in_one_line(
+    cluster: Any, tmp_path: Path
+) -> None:
+    class Elsewhere(cluster):  # type: ignore[misc]
+        @property
+        def identity(self) -> dict[str, Any]:
+            return {"policy": ["balanced@1", ""], "model": ["small", str(os.getpid())]}
+
+    source = write_rows(tmp_path / "in.jsonl", ROWS[:3])
+    with pytest.raises(ScanError, match="is another than where the scan was started") as caught:
+        Scan(source, tmp_path / "out.jsonl").run(Elsewhere("small", POLICY, workers=1))
+    assert len(str(caught.value).splitlines()) == 1
+
+
+def test_more_gpus_than_there_are_is_told(cluster: Any, tmp_path: Path) -> None:
+    source = write_rows(tmp_path / "in.jsonl", ROWS[:3])
+    with pytest.raises(ScanError, match=r"no room for an actor with 1 CPU and 0.25 GPUs"):
+        Scan(source, tmp_path / "out.jsonl").run(cluster("small", POLICY, gpus=0.25))
+
+
+def test_without_ray_the_command_names_the_extra(tmp_path: Path) -> None:
+    source = write_rows(tmp_path / "in.jsonl", ROWS[:1])
+    program = "import sys; sys.modules['ray'] = None; from guardrail.cli import app; app()"
+    args = ("scan", str(source), "--output", str(tmp_path / "out.jsonl"), "--engine", "ray")
+    process = start(*args, program=("-c", program))
+    _, err = process.communicate(timeout=120)
+    assert process.returncode == 1
+    assert len(err.splitlines()) == 1
+    assert b"pip install 'guardrail-severity[scan]'" in err
