@@ -43,11 +43,11 @@ class Process:
         self.lines: list[str] = []
         self._reader = threading.Thread(target=self._read, daemon=True)
         self._reader.start()
-        until(lambda: self.port() is not None or self.process.poll() is not None, 120)
+        until(lambda: self.port() is not None or self.process.poll() is not None, 300)
         assert self.process.poll() is None, self.lines
         self.root = f"http://127.0.0.1:{self.port()}"
         self.url = f"{self.root}/v1"
-        until(self._is_ready, 120)
+        until(self._is_ready, 300)
 
     def _read(self) -> None:
         assert self.process.stderr is not None
@@ -68,7 +68,7 @@ class Process:
         self.process.send_signal(signal.SIGTERM)
 
     def end(self) -> int:
-        code = self.process.wait(120)
+        code = self.process.wait(300)
         self._reader.join(10)
         return code
 
@@ -97,10 +97,14 @@ def api() -> Iterator[ChatApi]:
     api.running.stop()
 
 
-def test_on_sigterm_open_streams_end_well_and_nothing_new_is_taken(api: ChatApi) -> None:
+def test_on_sigterm_open_streams_end_well_and_nothing_new_is_taken(
+    api: ChatApi, tmp_path: Path
+) -> None:
     api.texts, api.pause = [LONG], 0.005
+    config = tmp_path / "guardrail.toml"
+    config.write_text("[limits]\nshutdown_seconds = 120\n")
     with (
-        process("--upstream", api.url) as server,
+        process("--upstream", api.url, config=config) as server,
         OpenAI(base_url=server.url, api_key="x", max_retries=0) as client,
     ):
         stream = client.chat.completions.create(model="m", messages=ASKED, stream=True)
@@ -152,7 +156,7 @@ def test_workers_answer_together_and_end_together(api: ChatApi, tmp_path: Path) 
     with process("--workers", "2", "--upstream", api.url, config=config) as server:
         seen = set()
         calls = 0
-        deadline = time.monotonic() + 120
+        deadline = time.monotonic() + 300
         while len(seen) < 2 and time.monotonic() < deadline:
             seen.add(httpx.get(f"{server.root}/healthz", timeout=30).json()["worker"])
             answer = httpx.post(f"{server.url}/moderations", json={"input": "hi"}, timeout=30)
@@ -179,7 +183,7 @@ def test_workers_do_not_outlive_a_server_that_is_killed() -> None:
         pid = httpx.get(f"{server.root}/healthz", timeout=60).json()["worker"]
         server.process.kill()
         server.process.wait()
-        until(lambda: not Path(f"/proc/{pid}").exists() or _is_refused(server.root), 60)
+        until(lambda: not Path(f"/proc/{pid}").exists() or _is_refused(server.root), 300)
 
 
 def test_a_port_that_is_taken_is_one_line() -> None:
@@ -188,7 +192,7 @@ def test_a_port_that_is_taken_is_one_line() -> None:
         sock.listen()
         command = [sys.executable, "-m", "guardrail.cli", "serve", "--port"]
         done = subprocess.run(
-            [*command, str(sock.getsockname()[1])], capture_output=True, text=True, timeout=120,
+            [*command, str(sock.getsockname()[1])], capture_output=True, text=True, timeout=300,
             check=False,
         )  # fmt: skip
     assert done.returncode == 2
