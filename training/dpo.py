@@ -37,6 +37,7 @@ from training.preferences import (
     read_pairs,
     read_preferences,
     refuse_flipped,
+    refuses,
 )
 from training.tuning import (
     TuningArgs,
@@ -84,7 +85,9 @@ def better_of(p: Preference, objective: Objective) -> int | None:
         return p.trade_off if p.more_helpful is not None else None
     if p.safer is not None:
         return p.safer if p.less_harmful in (None, p.safer) else None
-    return p.more_helpful if p.unsafe == (False, False) else None
+    # Where one safe answer refuses, "more helpful" would mean "not refusing", which is not the aim.
+    alike = refuses(p.answers[0]) == refuses(p.answers[1])
+    return p.more_helpful if p.unsafe == (False, False) and alike else None
 
 
 @dataclass(frozen=True)
@@ -104,7 +107,8 @@ def choose(
     fits: Callable[[Choice], bool],
     extra: Sequence[Preference] = (),
 ) -> list[Choice]:
-    """Pairs that the objective decides and that fit: annotated before other ones, then help."""
+    """Pairs that the objective decides and that fit: annotated before other ones, and of them (for
+    `dual`) a safe and an unsafe answer before two safe ones; then help."""
 
     def decided(rows: Sequence[Preference]) -> list[Choice]:
         found = []
@@ -115,11 +119,14 @@ def choose(
         return [choice for choice in found if fits(choice)]
 
     rng = random.Random(args.seed)
-    ranked = sorted(
-        decided(preferences), key=lambda c: (c.source != "annotated_pairs", rng.random())
-    )
+
+    def rank(p: Preference) -> tuple[bool, bool, float]:
+        second = args.preference == "dual" and p.safer is None
+        return p.source != "annotated_pairs", second, rng.random()
+
+    ranked = decided(sorted(preferences, key=rank))
     chosen = [*ranked[: args.pairs], *decided(extra)]
-    helping = help_pairs(demonstrations, 3 * args.help, args.seed, other="refusal")
+    helping = help_pairs(demonstrations, 8 * args.help, args.seed, other="refusal")
     chosen += [
         choice
         for p in helping
