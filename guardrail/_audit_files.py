@@ -107,13 +107,14 @@ def reading(log: Path, *, lock: bool = True) -> Iterator[tuple[list[Segment], by
     names = Names(log)
     with ExitStack() as stack:
         with _lock_if_there(names.lock) if lock else nullcontext():
-            segments = [Segment(path) for _, path in names.full()]
             try:
+                # First, in case there is no lock: rows beyond a head are right, not the reverse.
+                head = names.head.read_bytes() if names.head.exists() else None
+                segments = [Segment(path) for _, path in names.full()]
                 with suppress(FileNotFoundError):
                     file = stack.enter_context(_open(log))
                     size = None if log.suffix == ".gz" else os.fstat(file.fileno()).st_size
                     segments.append(Segment(log, file, size))
-                head = names.head.read_bytes() if names.head.exists() else None
             except OSError as error:
                 raise unreadable(log, error) from error
         if not segments and head is None:

@@ -29,6 +29,7 @@ from guardrail.verdict import Action, Assessment, Verdict
 __all__ = ["Group", "Replay", "ReplayError", "Tally", "replay", "thresholds_at_hand"]
 
 _HALF = 5.1e-5  # half of the last digit that is written, and a little for floating point
+_HAIR = 1e-9
 _SIDES = 256  # beyond so many ways to round, a row is uncertain without trying them
 
 Models = Mapping[str, Mapping[Direction, Thresholds]]
@@ -304,8 +305,10 @@ class _Cuts:
         for (levels, values), top in itertools.product(ways, tied):
             by_category = dict(zip(seen.categories, values, strict=True))
             if top is not None:
-                by_category[top] = min(1.0, by_category[top] + 2 * _HALF)
-            yield _with(seen, list(itertools.accumulate(levels, min)), by_category)
+                by_category[top] = min(1.0, by_category[top] + 2 * _HALF + 2 * _HAIR)
+            # Raised to the level above, which is part of it: lowering that could undo a crossing.
+            falling = list(itertools.accumulate(reversed(levels), max))[::-1]
+            yield _with(seen, falling, by_category)
 
     def _tied(self, seen: Assessment) -> Sequence[Category | None]:
         """Where no category reaches its threshold the most probable one stands in: which may that
@@ -320,11 +323,12 @@ class _Cuts:
 
 
 def _values(probability: float, terms: int, cuts: Sequence[float]) -> list[float]:
-    """One value for each stretch between cuts that a sum of `terms` rounded ones may lie in."""
+    """The lowest value of each stretch between cuts that a sum of `terms` rounded ones may lie in;
+    where no cut is near, the lowest of all."""
     low = max(0.0, probability - terms * _HALF)
-    high = min(1.0, probability + terms * _HALF)
-    crossed = [cut for cut in cuts if low < cut <= high]
-    return [low, *(min(1.0, cut + 1e-9) for cut in crossed)] if crossed else [probability]
+    crossed = [cut for cut in cuts if low < cut <= probability + terms * _HALF]
+    # A hair above a cut: adding probabilities up again may lose one.
+    return [low, *(cut + _HAIR for cut in crossed)] if crossed else [low + _HAIR]
 
 
 def _with(

@@ -121,7 +121,7 @@ def test_all_files_are_for_their_owner_alone(path: Path) -> None:
         assert {file.stat().st_mode & 0o077 for file in path.parent.iterdir()} == {0}
 
 
-def test_threads_and_forked_processes_share_one_log(path: Path) -> None:
+def test_threads_and_processes_share_one_log(path: Path) -> None:
     log = AuditLog(path, key=KEY, fsync="never", max_bytes=20_000)
 
     def write() -> None:
@@ -138,6 +138,35 @@ def test_threads_and_forked_processes_share_one_log(path: Path) -> None:
         thread.join()
     report = verify(path, KEY)
     assert (report.ok, report.rows) == (True, 150)
+
+
+@pytest.mark.skipif(os.name != "posix", reason="forks are POSIX")
+def test_a_log_opened_before_a_fork_is_shared_after_it(path: Path) -> None:
+    """As a server does that loads its app and then forks workers, threads running."""
+    program = f"""
+import os, threading
+from guardrail import Action, Direction, Pair, Verdict
+from guardrail.audit import AuditLog
+log = AuditLog({str(path)!r}, fsync="never", max_bytes=20_000, timeout=60)
+def write():
+    for _ in range(25):
+        log(Pair("x"), Verdict(Action.ALLOW, Direction.INPUT))
+thread = threading.Thread(target=write)
+thread.start()
+children = []
+for _ in range(3):
+    child = os.fork()
+    if not child:
+        write()
+        os._exit(0)
+    children.append(child)
+write()
+thread.join()
+assert [os.waitpid(child, 0)[1] for child in children] == [0, 0, 0]
+"""
+    subprocess.run([sys.executable, "-c", program], check=True, timeout=300)
+    report = verify(path)
+    assert (report.ok, report.rows) == (True, 125)
 
 
 def test_a_lock_that_is_never_given_up_fails_the_row_not_the_process(path: Path) -> None:

@@ -274,7 +274,7 @@ def assessments(draw: st.DrawFn) -> Assessment:
 
 
 @given(st.lists(assessments(), min_size=1, max_size=4), policies, policies, cut)
-@settings(max_examples=150)
+@settings(max_examples=100)
 def test_a_replay_never_says_what_exact_probabilities_would_not(
     scratch: Path,
     seen: list[Assessment],
