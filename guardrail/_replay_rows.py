@@ -38,7 +38,8 @@ class Unjudged:
 
 def recorded(path: Path) -> Iterator[tuple[str, Verdict | Unjudged]]:
     """Every row of a file, by its id: `seq` in an audit log, all its files together; the number of
-    the row, from 1, in the output of a scan. Raises ReplayError, AuditError, MissingExtra."""
+    the row, from 1, in the output of a scan, with the field's name where it has several responses.
+    Raises ReplayError, AuditError, MissingExtra."""
     name = path.name.lower().removesuffix(".gz")
     if not path.is_file():
         raise ReplayError(f"{path}: no such file")
@@ -78,14 +79,14 @@ def _jsonl(path: Path) -> Iterator[tuple[str, Verdict | Unjudged]]:
     with _open(path) as file:
         for number, line in enumerate(file, 1):
             row = _parsed(line)
-            yield str(number), _verdict(row if isinstance(row, dict) else {}, "guardrail")
+            yield from _verdicts(str(number), row if isinstance(row, dict) else {})
 
 
 def _csv(path: Path) -> Iterator[tuple[str, Verdict | Unjudged]]:
     csv.field_size_limit(2**31 - 1)
     with _open(path) as file, io.TextIOWrapper(file, "utf-8-sig", "replace", newline="") as text:
         for number, row in enumerate(csv.DictReader(text), 1):
-            yield str(number), _verdict(row, "guardrail")
+            yield from _verdicts(str(number), row)
 
 
 def _parquet(path: Path) -> Iterator[tuple[str, Verdict | Unjudged]]:
@@ -96,7 +97,7 @@ def _parquet(path: Path) -> Iterator[tuple[str, Verdict | Unjudged]]:
             number = 0
             for batch in file.iter_batches(1024, columns=known):
                 for number, row in enumerate(batch.to_pylist(), number + 1):  # noqa: B020
-                    yield str(number), _verdict(row, "guardrail")
+                    yield from _verdicts(str(number), row)
     except arrow.ArrowException as error:
         raise ReplayError(f"{path}: not a readable Parquet file: {error}") from error
 
@@ -106,6 +107,19 @@ def _parsed(text: bytes | str) -> Any:
         return json.loads(text)
     except (ValueError, RecursionError):
         return None
+
+
+def _verdicts(number: str, row: Mapping[str, Any]) -> Iterator[tuple[str, Verdict | Unjudged]]:
+    """The verdict of a scanned row, or each of those on its several responses (`3:response_0`);
+    a response that was not there has none, and is nothing to replay."""
+    said = row.get("guardrail")
+    several = _parsed(said) if isinstance(said, str) else said
+    if isinstance(several, dict) and "action" not in several and any(several.values()):
+        for name, one in several.items():
+            if one is not None:
+                yield f"{number}:{name}", _verdict({"guardrail": one}, "guardrail")
+    else:
+        yield number, _verdict(row, "guardrail")
 
 
 def _verdict(row: Mapping[str, Any], field: str) -> Verdict | Unjudged:
