@@ -12,6 +12,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields
 from typing import Any, Literal, get_args
 
+from guardrail.errors import GuardrailError
 from guardrail.taxonomy import Category
 
 Kind = Literal["item", "pair"]
@@ -24,7 +25,7 @@ Role = Literal["human", "ai", "moderator", "import"]
 _ORDER = {category.value: n for n, category in enumerate(Category)}
 
 
-class AnnotationError(Exception):
+class AnnotationError(GuardrailError):
     """What went wrong, why, and what to do next, in one line."""
 
 

@@ -101,6 +101,29 @@ def disputed(db: sqlite3.Connection, kind: Kind | None, machines: bool) -> list[
     return [row["id"] for row in rows]
 
 
+def ask_again(
+    db: sqlite3.Connection, tasks: Mapping[int, tuple[float, str]], settings: Settings
+) -> int:
+    """Bring tasks forward, {task: (priority, why)}: those that are done get one person more, those
+    that an adjudicator settled are left; returns how many."""
+    changed = db.executemany(
+        "UPDATE tasks SET priority = :priority, why = :why,"
+        f" wanted = CASE WHEN people >= {WANTED} THEN people + 1 ELSE wanted END"
+        " WHERE id = :task AND NOT settled",
+        [
+            {
+                "task": task,
+                "priority": priority,
+                "why": why,
+                "share": settings.overlap_share,
+                "overlap": settings.overlap_labels,
+            }
+            for task, (priority, why) in tasks.items()
+        ],
+    )
+    return changed.rowcount
+
+
 def counts(label: StoredLabel, machines: bool) -> bool:
     return label.role == "human" or (machines and label.role == "ai")
 

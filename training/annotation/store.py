@@ -14,7 +14,8 @@ import json
 import secrets
 import sqlite3
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping
+import weakref
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -101,6 +102,10 @@ class Store:
                 db.execute(f"PRAGMA user_version = {VERSION}")
             elif version != VERSION:
                 raise AnnotationError(f"{path}: is no annotation store of version {VERSION}")
+        # While one connection is open, the others do not fold the log back each time they close.
+        keeper = sqlite3.connect(self.path, check_same_thread=False)
+        keeper.execute("SELECT 1 FROM meta").fetchone()
+        weakref.finalize(self, keeper.close)
 
     # --- transactions ----------------------------------------------------------------------------
 
@@ -276,17 +281,6 @@ class Store:
         with self.read() as db:
             rows = db.execute("SELECT id, prompt, response FROM tasks WHERE kind = 'item'")
             return {row["id"]: (row["prompt"], row["response"]) for row in rows}
-
-    def requeue(self, tasks: Mapping[int, tuple[float, str]]) -> int:
-        """Ask one more person about each task, {task: (priority, why)}, unless it was adjudicated;
-        returns how many."""
-        with self.write() as db:
-            changed = db.executemany(
-                "UPDATE tasks SET priority = ?, why = ?, wanted = people + 1"
-                " WHERE id = ? AND NOT settled",
-                [(priority, why, task) for task, (priority, why) in tasks.items()],
-            )
-            return changed.rowcount
 
 
 def read_labels(
