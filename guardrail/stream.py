@@ -72,10 +72,10 @@ class StreamConfig:
     mask: what a redacted passage is replaced by.
     """
 
-    first: int = 80
-    growth: float = 1.6
+    first: int = 1
+    growth: float = 2.5
     longest: int = 600
-    context: int = 800
+    context: int = 350
     mask: str = "[redacted]"
 
     def __post_init__(self) -> None:
@@ -96,6 +96,7 @@ class StreamConfig:
 
 _SENTENCE = re.compile(r"[.!?…][\"')\]]*\s|\n")
 _SPACE = re.compile(r"\s")
+_WORD = 32  # characters; of longer words nobody reads the beginning first
 _Steps = Generator[Event, str | Verdict | None, tuple[str | None, Verdict]]
 
 
@@ -118,6 +119,8 @@ def stream_gate(
         if len(text) - done < hop:
             continue
         end = _cut(text, done, int(hop))
+        if end == done:
+            continue
         context = out[max(0, len(out) - config.context) :]
         released, verdict = yield from _passage(context, text[done:end], context, config)
         if released is None:
@@ -176,12 +179,10 @@ def mask_passages(text: str, passages: Iterable[Passage], mask: str, *, skip: in
 
 
 def _cut(text: str, done: int, hop: int) -> int:
-    """Where the next passage ends: after the last sentence, or else word, of `text[done:]`.
-
-    What is left after it is shorter than `hop`; a word without an end is cut only for that.
-    """
-    for pattern, reach in ((_SENTENCE, hop // 2), (_SPACE, hop - 1)):
+    """Where the next passage ends: after the last sentence, or else word, of `text[done:]`; `done`
+    while its only word may go on. A word longer than a passage and `_WORD` is cut."""
+    for pattern, reach in ((_SENTENCE, hop // 2), (_SPACE, max(hop - 1, _WORD))):
         ends = [m.end() for m in pattern.finditer(text, max(done, len(text) - reach))]
         if ends:
             return ends[-1]
-    return len(text)
+    return len(text) if len(text) - done > max(hop - 1, _WORD) else done

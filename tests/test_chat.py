@@ -30,6 +30,7 @@ from guardrail.refusals import SAFETY_INSTRUCTION, refusal_text
 from guardrail.stream import StreamConfig
 from guardrail.testing import FakeModerator, leaked_chars
 
+GATHERS = StreamConfig(first=80)  # a stream that releases nothing before it can be regenerated
 WORDS = {
     "bomb": (Severity.SEVERE, Category.VIOLENCE),
     "insult": (Severity.MINOR, Category.INSULTING_BEHAVIOR),
@@ -236,7 +237,8 @@ def test_regenerate_asks_again_with_a_safety_instruction(how: str) -> None:
         {"role": "system", "content": "Be brief."},
         {"role": "user", "content": "What shall I make?"},
     ]
-    _, result = ask(GuardedChat(model, guard_with(REGENERATES)), how, messages)
+    chat = GuardedChat(model, guard_with(REGENERATES), stream_config=GATHERS)
+    _, result = ask(chat, how, messages)
     assert result.text == "a cake"
     assert model.calls[0] == messages
     assert model.calls[1] == model.calls[2]
@@ -250,7 +252,7 @@ def test_regenerate_asks_again_with_a_safety_instruction(how: str) -> None:
 @doors
 def test_regenerate_gives_up_with_a_refusal(how: str) -> None:
     model = Model("a bomb")
-    chat = GuardedChat(model, guard_with(REGENERATES), regenerate_tries=1)
+    chat = GuardedChat(model, guard_with(REGENERATES), regenerate_tries=1, stream_config=GATHERS)
     _, result = ask(chat, how, "hi")
     assert result.blocked
     assert len(model.calls) == 2
@@ -487,12 +489,13 @@ class Kept(Model):
 
 def test_a_refused_answer_is_cancelled_before_the_caller_reads_the_refusal() -> None:
     model = Kept("A bomb. " * 500)
-    stream = GuardedChat(model, guard_with()).stream("hi")
+    chat = GuardedChat(model, guard_with(), stream_config=GATHERS)
+    stream = chat.stream("hi")
     assert next(stream).startswith("I'm sorry")
     assert model.closed == 1
 
     async def first() -> None:
-        async with GuardedChat(model, guard_with()).astream("hi") as astream:
+        async with chat.astream("hi") as astream:
             assert (await anext(astream)).startswith("I'm sorry")
             assert model.closed == 2
 
@@ -508,7 +511,8 @@ def test_a_withheld_answer_is_cancelled_before_the_model_is_asked_again() -> Non
             return super()._next(messages)
 
     model = Asked("A bomb. " * 500, "a cake")
-    assert "".join(GuardedChat(model, guard_with(REGENERATES)).stream("hi")) == "a cake"
+    chat = GuardedChat(model, guard_with(REGENERATES), stream_config=GATHERS)
+    assert "".join(chat.stream("hi")) == "a cake"
     assert closed == [0, 1]
 
 

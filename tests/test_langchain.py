@@ -248,7 +248,11 @@ def test_an_attack_in_a_role_that_is_not_known_is_judged(call: Any) -> None:
 
 def test_regenerate_asks_again_with_the_safety_instruction(call: Any) -> None:
     policy = Policy.parse('name = "again"\nextends = "balanced"\n[output]\nsevere = "regenerate"')
-    model = GuardedChatModel(inner=says("a bomb", GOOD), guard=make_guard(policy))
+    model = GuardedChatModel(
+        inner=says("a bomb", GOOD),
+        guard=make_guard(policy),
+        stream_config=StreamConfig(first=80),  # nothing is released before it can be regenerated
+    )
     assert call(model, "Hello").content == GOOD
     first, second = model.inner.seen
     assert len(first) == 1
@@ -470,7 +474,7 @@ def test_a_stream_that_dies_gives_what_was_judged_and_then_the_error() -> None:
     model = GuardedChatModel(inner=Dying(messages=iter([])), guard=make_guard())
     with pytest.raises(ConnectionResetError, match="gone"):
         got.extend(model.stream("Hello"))
-    assert GOOD.startswith(_joined(got))
+    assert f"{GOOD}a ".startswith(_joined(got))
     assert got
 
 

@@ -166,7 +166,7 @@ def test_the_buffer_stays_below_the_longest_passage_while_the_stream_runs(
     deltas: list[str], config: StreamConfig
 ) -> None:
     run = run_gate(deltas, lambda _: ALLOW, config)
-    assert all(buffer < config.longest for buffer in run.buffers)
+    assert all(buffer < max(config.longest, 33) for buffer in run.buffers)  # or a long word
     assert run.text == "".join(deltas)
 
 
@@ -233,7 +233,8 @@ def test_a_masked_text_that_is_still_harmful_is_a_stop() -> None:
             "my [redacted]": (Severity.SEVERE, Category.VIOLENCE),
         }
     )
-    run = run_gate(["call my phone"], judge_with(Guard(moderator, policy)))
+    gathers = StreamConfig(first=80)
+    run = run_gate(["call my phone"], judge_with(Guard(moderator, policy)), gathers)
     assert run.stopped is not None
     assert run.stopped.action is Action.REFUSE
     assert run.text == ""
@@ -286,7 +287,7 @@ def test_the_gate_says_what_it_needs_when_it_is_sent_something_else() -> None:
         gate.send(ALLOW)
     gate = stream_gate(StreamConfig(first=1))
     next(gate)
-    gate.send("text")
+    gate.send("text ")
     with pytest.raises(TypeError, match="needs a verdict"):
         gate.send("text")
 
