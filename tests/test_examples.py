@@ -48,6 +48,12 @@ EXPECTED = {
         r"^chain: (Boil the water, then let the tea stand\.|I'm sorry)",
         r"^verdict: \w+$",
     ],
+    "multi_tenant.py": [
+        r"^school: \w+ under strict@1$",
+        r"^hospital: \w+ under hospital@1$",
+        r"^research: (allow|flag) under audit-only@1$",
+        r"^a stranger: \w+ under strict@1$",
+    ],
     "openai_compatible_url.py": [
         r"^CHAT_URL is not set: a local stand-in answers",
         r"^answer: (Paris is the capital of France\.|I'm sorry)",
