@@ -48,8 +48,11 @@ class Args:
     data: Path = Path("build/data")
     target_fpr: float = 0.015
     """Benign answers that may be flagged, as a share."""
-    target_fpr_input: float = 0.025
+    target_fpr_input: float = 0.035
     """The same for prompts, where the benign ones are over-refusal questions, hard on purpose."""
+    slack_input: float = 0.01
+    """F1 that may be given up on prompts for a threshold that flags fewer: people who ask mind
+    being refused, while what the model answers is judged yet."""
     few: int = 25
     """Categories with fewer positives share one scaling, and one threshold."""
     delta: float = 0.1
@@ -206,7 +209,9 @@ def calibrate(
     fitted, choices = fit_calibration(rows, other, args.few)
     severity, categories = calibrated(rows.severity, rows.categories, fitted)
     raw, _ = calibrated(rows.severity, rows.categories, Calibration())
-    levels = fit_levels(severity[:n], truth, severity[n:, 0], target_fpr)
+    is_input = rows.annotated[0].response is None
+    slack = args.slack_input if is_input else 0.0
+    levels = fit_levels(severity[:n], truth, severity[n:, 0], target_fpr, slack)
     flagged = severity[:n, 0] >= levels["minor"]
     own, ways = fit_categories(
         categories[:n], names, flagged, [e.prompt for e in rows.annotated], args.few

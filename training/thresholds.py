@@ -28,13 +28,22 @@ WORTH = 0.01  # micro F1 that thresholds of their own must gain over one for all
 
 
 def fit_levels(
-    probability: np.ndarray, truth: np.ndarray, benign: np.ndarray, target_fpr: float
+    probability: np.ndarray,
+    truth: np.ndarray,
+    benign: np.ndarray,
+    target_fpr: float,
+    slack: float = 0.0,
 ) -> dict[str, float]:
-    """probability (n, 3) and truth (n,) of annotated texts; benign (m,) P(>= minor)."""
+    """probability (n, 3) and truth (n,) of annotated texts; benign (m,) P(>= minor).
+
+    `minor` flags at most `target_fpr` of the benign, and is the highest whose F1 is within `slack`
+    of the best; the others are where quadratic kappa is best.
+    """
     grid = np.arange(0.1, 0.91, 0.01)
     floor = threshold_for_rate(benign, target_fpr).value if len(benign) else 0.0
     allowed = [t for t in grid if t >= floor] or [max(floor, grid[-1])]
-    minor = max(allowed, key=lambda t: f1_score(truth > 0, probability[:, 0] >= t))
+    scores = [f1_score(truth > 0, probability[:, 0] >= t) for t in allowed]
+    minor = max(t for t, f1 in zip(allowed, scores, strict=True) if f1 >= max(scores) - slack)
 
     def called(moderate: float, severe: float) -> np.ndarray:
         reached = probability >= np.array([minor, moderate, severe])
