@@ -211,6 +211,7 @@ def _binomial_cdf(k: int, n: int, p: float) -> float:
     return float(min(1.0, np.exp(terms).sum()))
 
 
+@lru_cache(maxsize=4096)
 def upper_bound(k: int, n: int, delta: float) -> float:
     """The rate above which k or fewer of n would be seen with probability `delta` at most: an exact
     upper confidence bound at 1 - delta (Clopper & Pearson 1934). 1 where n is 0."""

@@ -24,6 +24,7 @@ from guardrail._cli import (
     text_of,
 )
 from guardrail._cli_audit import audit_app
+from guardrail._cli_calibrate import calibrate
 from guardrail._cli_policy import policy_app
 from guardrail._cli_scan import scan
 from guardrail._cli_server import keys_app, serve
@@ -44,6 +45,7 @@ app.add_typer(audit_app, name="audit")
 app.add_typer(keys_app, name="keys")
 app.command()(scan)
 app.command()(serve)
+app.command()(calibrate)
 
 
 def _version(wanted: bool) -> None:

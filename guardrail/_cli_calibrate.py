@@ -1,0 +1,292 @@
+"""`guardrail calibrate`: thresholds from the user's own labelled rows, written as a policy."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+import typer
+
+from guardrail._cli import (
+    DeviceOption,
+    ModelOption,
+    PolicyOption,
+    UsageError,
+    complain,
+    model_folder,
+)
+from guardrail.errors import GuardrailError
+from guardrail.policy import Policy
+from guardrail.taxonomy import Category, Direction, Severity
+
+if TYPE_CHECKING:  # these bring numpy, or the model's libraries, along
+    from guardrail._calibrate import Fitted, Goal
+    from guardrail._labelled import Labelled
+    from guardrail.moderator import Moderator
+    from guardrail.verdict import Assessment
+
+__all__ = ["calibrate"]
+
+_CHUNK = 32
+_SHOWN = 10  # malformed rows
+
+
+def calibrate(
+    labelled: Annotated[
+        Path,
+        typer.Argument(
+            metavar="LABELLED.jsonl",
+            help="Rows with prompt[, response] and severity, categories, unsafe or is_safe.",
+        ),
+    ],
+    output: Annotated[Path, typer.Option("--output", help="Where the policy goes, TOML.")],
+    target_fpr: Annotated[
+        float, typer.Option(help="Share of harmless texts that may be flagged.")
+    ] = 0.01,
+    alpha: Annotated[
+        float | None,
+        typer.Option(help="Promise: of the harms at most this share is delivered."),
+    ] = None,
+    delta: Annotated[float, typer.Option(help="Chance that the promise does not hold.")] = 0.1,
+    harm: Annotated[
+        Literal["minor", "moderate", "severe"],
+        typer.Option(help="From which severity a harm is meant by the promise."),
+    ] = "severe",
+    policy: PolicyOption = "balanced",
+    model: ModelOption = "small",
+    device: DeviceOption = "auto",
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the output.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="The report as JSON.")] = False,
+) -> None:
+    """Fit thresholds to your own labelled texts: at most a target share of the harmless ones is
+    flagged; with --alpha, at most that share of the severe ones is delivered, with confidence
+    1 - delta. Writes a policy that extends --policy, and says what it costs."""
+    _check(output, target_fpr, alpha, delta, overwrite=overwrite)
+    base = Policy.load(policy)
+
+    from guardrail._calibrate import Goal
+    from guardrail._calibrate import calibrate as fit
+    from guardrail._labelled import LabelledFileError, read_labelled
+    from guardrail.moderator import OnnxModerator
+
+    try:
+        rows, problems = read_labelled(labelled)
+    except LabelledFileError as error:
+        raise UsageError(str(error)) from None
+    _list_problems(labelled, problems)
+    if not rows:
+        raise UsageError(f"{labelled}: no row that could be used")
+    goal = Goal(target_fpr, alpha, delta, Severity.from_label(harm))
+    moderator = OnnxModerator(model_folder(model), device=device, locate=False)
+    try:
+        seen = list(_judged(moderator, rows, output))
+    except KeyboardInterrupt:
+        raise typer.Exit(
+            complain("interrupted: what was judged is safe; run the same command to go on", 130)
+        ) from None
+    try:
+        fitted_policy, fitted = fit(
+            base, dict(moderator.thresholds), list(zip(rows, seen, strict=True)), goal
+        )
+    except GuardrailError as error:
+        raise UsageError(f"{labelled}: {error}") from None
+    comment = _comment(labelled, moderator.id, len(rows), goal)
+    _write(output, policy, comment, fitted_policy, fitted)
+    _partial(output).unlink(missing_ok=True)
+    if as_json:
+        report = {"model": moderator.id, "rows": len(rows), "problems": problems}
+        print(json.dumps(report | {"directions": [f.to_json() for f in fitted]}, indent=1))
+    else:
+        _show(fitted, goal)
+        print(f"wrote {output}: use it with --policy {output}")
+
+
+def _check(
+    output: Path, target_fpr: float, alpha: float | None, delta: float, *, overwrite: bool
+) -> None:
+    for name, value in (("--target-fpr", target_fpr), ("--alpha", alpha), ("--delta", delta)):
+        if value is not None and not 0 < value < 1:
+            raise UsageError(f"{name}: a share between 0 and 1, both left out, not {value:g}")
+    if output.exists() and not overwrite:
+        raise UsageError(f"{output}: is there already: give another name, or --overwrite")
+    if not output.parent.is_dir():
+        raise UsageError(f"{output}: there is no folder {output.parent}")
+
+
+def _list_problems(path: Path, problems: Sequence[str]) -> None:
+    for problem in problems[:_SHOWN]:
+        _warn(f"{path}: {problem}")
+    if problems:
+        more = f" ({len(problems) - _SHOWN} more not shown)" if len(problems) > _SHOWN else ""
+        _warn(f"{path}: {len(problems)} malformed rows are left out{more}")
+
+
+def _warn(message: str) -> None:
+    from guardrail._render import console, printable
+
+    console(stderr=True).print(f"warning: {printable(message)}", markup=False, soft_wrap=True)
+
+
+# --- judging, resumed ----------------------------------------------------------------------------
+
+
+def _partial(output: Path) -> Path:
+    return output.with_name(output.name + ".partial")
+
+
+def _judged(moderator: Moderator, rows: Sequence[Labelled], output: Path) -> Iterator[Assessment]:
+    """An assessment per row. What is judged is kept beside the output until that is written, and
+    taken from there when the same rows are judged by the same model again."""
+    path = _partial(output)
+    identity = _identity(moderator, rows)
+    done = _read_partial(path, identity)
+    yield from (_assessment(line) for line in done)
+    with path.open("ab" if done else "wb") as file, _bar(len(rows), len(done)) as advance:
+        if not done:
+            file.write(_line({"for": identity}))
+        for first in range(len(done), len(rows), _CHUNK):
+            found = moderator.assess([row.pair for row in rows[first : first + _CHUNK]])
+            file.write(b"".join(_line(_plain(seen)) for seen in found))
+            file.flush()
+            advance(len(found))
+            yield from found
+
+
+def _identity(moderator: Moderator, rows: Sequence[Labelled]) -> str:
+    texts = [(row.pair.prompt, row.pair.response) for row in rows]
+    manifest = getattr(moderator, "manifest", None)
+    what = [moderator.id, *(sorted(manifest.files.items()) if manifest else ()), texts]
+    if manifest:
+        what.append(manifest.calibration)
+    return hashlib.sha256(json.dumps(what, default=dict).encode("utf-8", "replace")).hexdigest()
+
+
+def _read_partial(path: Path, identity: str) -> list[dict[str, Any]]:
+    """Assessments of an earlier run for the same texts and model; a line cut short is removed."""
+    try:
+        data = path.read_bytes()
+    except FileNotFoundError:
+        return []
+    whole = data[: data.rfind(b"\n") + 1]
+    try:
+        lines = [json.loads(line) for line in whole.splitlines()]
+    except ValueError:
+        return []  # not ours
+    if not lines or lines[0] != {"for": identity}:
+        return []
+    if len(whole) < len(data):
+        os.truncate(path, len(whole))
+    return lines[1:]
+
+
+def _plain(seen: Assessment) -> dict[str, Any]:
+    return {
+        "direction": seen.direction.value,
+        "severity": [seen.severity_probabilities[s] for s in Severity],
+        "categories": [seen.categories[c] for c in Category],
+        "unreadable": seen.unreadable,
+    }
+
+
+def _assessment(data: dict[str, Any]) -> Assessment:
+    from guardrail.verdict import Assessment
+
+    return Assessment(
+        direction=Direction(data["direction"]),
+        severity_probabilities=dict(zip(Severity, data["severity"], strict=True)),
+        categories=dict(zip(Category, data["categories"], strict=True)),
+        unreadable=data["unreadable"],
+    )
+
+
+def _line(data: object) -> bytes:
+    return json.dumps(data).encode() + b"\n"
+
+
+@contextmanager
+def _bar(total: int, done: int) -> Iterator[Callable[[int], None]]:
+    from guardrail._render import scan_progress
+
+    with scan_progress() as bar:
+        task = bar.add_task("judging", total=total, completed=done)
+        yield lambda n: bar.advance(task, n)
+
+
+# --- writing and showing -------------------------------------------------------------------------
+
+
+def _comment(labelled: Path, model: str, rows: int, goal: Goal) -> list[str]:
+    promise = ""
+    if goal.alpha is not None:
+        promise = f", {goal.harm.label} harms alpha {goal.alpha:g}, delta {goal.delta:g}"
+    return [
+        f"guardrail calibrate: {rows} rows of {labelled.name}, "
+        f"target false-positive rate {goal.target_fpr:g}{promise}.",
+        f"Made for the model {model}: with another one, calibrate anew.",
+    ]
+
+
+def _write(
+    output: Path, base: str, comment: Sequence[str], expected: Policy, fitted: Sequence[Fitted]
+) -> None:
+    """In one step, after it was read back as what was meant."""
+    from guardrail._policy_toml import extends_of, policy_toml, read_back
+
+    text = policy_toml(output.stem, extends_of(base, output), comment, fitted)
+    draft = output.with_name(f".{output.name}.draft")
+    try:
+        draft.write_text(text, encoding="utf-8")
+        read_back(draft, expected)
+        os.replace(draft, output)
+    except OSError as error:
+        raise UsageError(f"{output}: cannot be written: {error}") from None
+    finally:
+        draft.unlink(missing_ok=True)
+
+
+def _show(fitted: Sequence[Fitted], goal: Goal) -> None:
+    from rich import box
+    from rich.table import Table
+    from rich.text import Text
+
+    from guardrail._render import console
+
+    out = console()
+    for found in fitted:
+        table = Table(title=found.direction.value, title_justify="left", box=box.SIMPLE_HEAD)
+        for column in ("of the texts labelled", "n", "before", "after", "95 % interval"):
+            table.add_column(column, justify="left" if column.startswith("of") else "right")
+        for name, rate in found.rates.items():
+            span = f"{rate.low:.2%} - {rate.high:.2%}"
+            table.add_row(name, str(rate.n), f"{rate.before:.2%}", f"{rate.after:.2%}", span)
+        out.print(table)
+        for line in _said(found, goal):
+            out.print(Text(line), soft_wrap=True)
+    out.print(
+        Text(
+            "These are the rows it was fitted on. What is promised holds for texts drawn like them."
+        )
+    )
+
+
+def _said(found: Fitted, goal: Goal) -> Iterator[str]:
+    if found.minor is not None:
+        t = found.minor
+        yield (
+            f"the target is met by flagging from P(harmful) {t.value:.4f} "
+            f"(95 % interval {t.low:.4f} - {t.high:.4f})"
+        )
+    if (promise := found.promise) is not None and goal.alpha is not None:
+        yield (
+            f"promise: at most {goal.alpha:.2%} of {goal.harm.label} harms pass, with confidence "
+            f"{1 - goal.delta:.0%}; {promise.passed:.2%} of {promise.n} did. "
+            f"Thresholds lowered by {promise.lowered:g} logits for it"
+        )
+    if found.categories:
+        yield f"thresholds of {len(found.categories)} categories: see the file"
+    yield from (f"note: {note}" for note in found.notes)
