@@ -253,7 +253,9 @@ def _batches(windows: Sequence[Window], tokens: int) -> Iterable[list[int]]:
         first = last
 
 
-def _open_session(path: Path, device: Device, threads: int | None) -> tuple[Any, str]:
+def _open_session(
+    path: Path, device: Device, threads: int | None, outputs: Sequence[str] = _OUTPUTS
+) -> tuple[Any, str]:
     if device not in get_args(Device):
         raise ValueError(f"device={device!r} is none of {', '.join(get_args(Device))}")
     ort: Any = require("onnxruntime", extra="cpu")
@@ -283,7 +285,7 @@ def _open_session(path: Path, device: Device, threads: int | None) -> tuple[Any,
         )
     except Exception as error:  # onnxruntime raises classes of its own, none public
         raise ArtifactError(f"{path}: onnxruntime cannot open it: {error}") from error
-    missing = set(_OUTPUTS) - {output.name for output in session.get_outputs()}
+    missing = set(outputs) - {output.name for output in session.get_outputs()}
     if missing:
         raise ArtifactError(f"{path}: the model has no output {' and no '.join(sorted(missing))}")
     got = "cuda" if "CUDAExecutionProvider" in session.get_providers() else "cpu"
