@@ -87,9 +87,8 @@ class Guard:
         elapsed = time.perf_counter() - started
         if self._audit is None:
             return self._log(pairs, verdicts, elapsed)
-        return await asyncio.to_thread(
-            self._log, pairs, verdicts, elapsed
-        )  # it may wait for a disk
+        # In a thread: a sink may wait for a disk.
+        return await asyncio.to_thread(self._log, pairs, verdicts, elapsed)
 
     def _judge(self, pairs: Sequence[Pair]) -> list[Verdict]:
         judging = self._judging(pairs)

@@ -504,7 +504,9 @@ def test_closing_answers_all_that_was_taken_and_takes_no_more(held: Held) -> Non
     assert not batcher._threads
 
 
-def test_closing_does_not_wait_longer_than_told_for_a_moderator_that_hangs(held: Held) -> None:
+def test_closing_does_not_wait_longer_than_told_for_a_moderator_that_hangs(
+    held: Held, caplog: pytest.LogCaptureFixture
+) -> None:
     batcher = Batcher(held, workers=1, max_batch=1)
     futures = [batcher.submit([text(n)]) for n in range(3)]
     until(lambda: batcher.running == 1)
@@ -514,6 +516,7 @@ def test_closing_does_not_wait_longer_than_told_for_a_moderator_that_hangs(held:
             future.result(0)
     held.let()  # it comes back after all: its late answer must not be the worker's end
     until(lambda: batcher.running == 0)
+    assert not caplog.records, "a call was settled twice"
 
 
 def test_a_forgotten_batcher_leaves_no_thread(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -55,6 +55,7 @@ def alone(model: OnnxModerator) -> list[Verdict]:
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(1800)  # 8,000 inferences: seconds on an idle machine, minutes on a busy one
 @pytest.mark.parametrize(
     ("batched", "checks"), [(False, CHECKS), (True, CHECKS // 4)], ids=["bare", "batcher"]
 )
