@@ -47,6 +47,7 @@ from training.tuning import (
     epochs_of,
     finish,
     open_policy,
+    rows_per_update,
     train,
 )
 
@@ -218,7 +219,7 @@ def main(args: Args) -> None:
     lengths = [max(lengths_of(choice, lm.tokenizer)) for choice in chosen]
     order = epochs_of(lengths, args)
     print(f"{len(chosen)} pairs, {2 * sum(lengths[i] for i in order)} tokens", flush=True)
-    steps = len(order) // (args.batch * args.accumulate)
+    steps = len(order) // rows_per_update(args)
     tested = [
         choice
         for p in read_preferences(args.data, "validation")

@@ -32,6 +32,7 @@ from training.tuning import (
     epochs_of,
     finish,
     open_policy,
+    rows_per_update,
     train,
 )
 
@@ -106,7 +107,7 @@ def main(args: Args) -> None:
     order = epochs_of([len(row["input_ids"]) for row in rows], args)
     tokens = sum(len(rows[i]["input_ids"]) for i in order)
     print(f"{len(chosen)} demonstrations, {tokens} tokens in {args.epochs} epochs", flush=True)
-    steps = len(order) // (args.batch * args.accumulate)
+    steps = len(order) // rows_per_update(args)
     trainer = Trainer(
         model=lm.model,
         args=SFTConfig(**config_fields(args, args.out, steps), shuffle_dataset=False),

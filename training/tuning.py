@@ -70,14 +70,20 @@ class TuningArgs:
 
 def open_policy(args: TuningArgs) -> LanguageModel:
     """The policy with a trainable adapter: a fresh one on a base, or the one it already has."""
+    torch.manual_seed(args.seed)  # a LoRA begins at random
     lm = load_policy(args.policy, args.bases, trainable=True, dtype=args.dtype)
     return lm if lm.adapter else new_adapter(lm, rank=args.rank, alpha=args.alpha)
+
+
+def rows_per_update(args: TuningArgs) -> int:
+    """Over all processes, which torchrun and `accelerate launch` count in the environment."""
+    return args.batch * args.accumulate * int(os.environ.get("WORLD_SIZE", "1"))
 
 
 def epochs_of(lengths: Sequence[int], args: TuningArgs) -> list[int]:
     """Indices of all epochs in the order of training: whole batches of like lengths, each epoch
     anew. Rows beyond the last whole batch are left out, unless there is no whole one."""
-    size = args.batch * args.accumulate * int(os.environ.get("WORLD_SIZE", "1"))
+    size = rows_per_update(args)
     order: list[int] = []
     for epoch in range(args.epochs):
         one = grouped(lengths, size, args.seed + epoch)

@@ -1,0 +1,249 @@
+"""SFT and DPO, run for real on a tiny Llama: they learn, resume to the same curve, stop on nan."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+torch = pytest.importorskip("torch")
+pytest.importorskip("trl")
+
+import tiny_policy  # noqa: E402
+import tiny_preferences  # noqa: E402
+
+from training import dpo, sft, tuning  # noqa: E402
+from training.lm import load_policy  # noqa: E402
+from training.preferences import Preference  # noqa: E402
+
+SFT_ROWS = {"refusal": 8, "redirect": 8, "borderline": 8, "benign": 8}
+
+
+@pytest.fixture(scope="module")
+def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("alignment")
+    tiny_policy.llama(folder / "base")
+    tiny_preferences.write(folder / "data")
+    return folder
+
+
+def common(root: Path, **changes: Any) -> dict[str, Any]:
+    return {
+        "data": root / "data",
+        "bases": root,
+        "bf16": False,
+        "max_tokens": 96,
+        "rank": 4,
+        "batch": 4,
+        "log_steps": 1,
+        "save_steps": 100,
+        "learning_rate": 3e-3,
+    } | changes
+
+
+def sft_args(root: Path, out: Path, **changes: Any) -> sft.Args:
+    return sft.Args(policy=str(root / "base"), out=out, rows=SFT_ROWS, **common(root, **changes))
+
+
+@pytest.fixture(scope="module")
+def tuned(root: Path) -> Path:
+    """A finished SFT run."""
+    sft.main(sft_args(root, root / "sft", epochs=2))
+    return root / "sft"
+
+
+def losses(out: Path) -> list[float]:
+    history = json.loads((out / "summary.json").read_text())["history"]
+    return [entry["loss"] for entry in history if "loss" in entry]
+
+
+def stop_at(step: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A real SIGTERM, within a step."""
+    original = tuning.StopAtSignal.on_step_end
+
+    def on_step_end(self: Any, args: Any, state: Any, control: Any, **kwargs: Any) -> Any:
+        if state.global_step == step:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return original(self, args, state, control, **kwargs)
+
+    monkeypatch.setattr(tuning.StopAtSignal, "on_step_end", on_step_end)
+
+
+def test_sft_learns_and_says_what_it_did(root: Path, tuned: Path) -> None:
+    curve = losses(tuned)
+    assert len(curve) == 16
+    assert sum(curve[-4:]) < 0.8 * sum(curve[:4])
+    summary = json.loads((tuned / "summary.json").read_text())
+    assert summary["rows"] == SFT_ROWS
+    assert summary["base"] == str(root / "base")
+    assert load_policy(str(tuned)).adapter == tuned
+
+
+def test_sft_stopped_by_a_signal_resumes_to_the_same_curve(
+    root: Path, tuned: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out = tmp_path / "sft"
+    with monkeypatch.context() as patch:
+        stop_at(5, patch)
+        with pytest.raises(SystemExit, match="stopped at step 5 of 16: the same command goes on"):
+            sft.main(sft_args(root, out, epochs=2))
+    assert not (out / "summary.json").exists()
+    # A checkpoint that a kill left half written is passed over.
+    (out / "checkpoints" / "checkpoint-9").mkdir()
+    sft.main(sft_args(root, out, epochs=2))
+    assert losses(out) == pytest.approx(losses(tuned), abs=1e-5)
+
+
+def test_another_run_in_the_same_folder_is_refused(root: Path, tuned: Path) -> None:
+    with pytest.raises(SystemExit, match="holds a run with another learning_rate"):
+        sft.main(sft_args(root, tuned, epochs=2, learning_rate=1.0))
+
+
+def test_a_loss_that_is_no_number_stops_the_run_with_its_batch_saved(
+    root: Path, tmp_path: Path
+) -> None:
+    with pytest.raises(SystemExit, match=r"the loss is nan at step \d+: stopped, its batch is in"):
+        sft.main(sft_args(root, tmp_path / "nan", learning_rate=1e30))
+    batch = torch.load(tmp_path / "nan" / "nan_batch.pt", weights_only=False)
+    assert batch["input_ids"].shape[0] == 4
+    assert not (tmp_path / "nan" / "summary.json").exists()
+
+
+def test_nothing_that_fits_is_an_error(root: Path, tmp_path: Path) -> None:
+    with pytest.raises(SystemExit, match="no demonstration fits in 3 tokens"):
+        sft.main(sft_args(root, tmp_path / "none", max_tokens=3))
+
+
+def test_a_kind_is_not_asked_twice_before_every_prompt_was(root: Path) -> None:
+    shown = [tiny_preferences.demonstration(4 * n) for n in range(5)]
+    twice = [*shown, *(type(d)(d.prompt, "what is harm", d.kind, d.source) for d in shown)]
+    args = sft_args(root, root, seed=3)
+    args.rows = {"refusal": 5}
+    assert len({d.prompt for d in sft.choose(twice, args)}) == 5
+
+
+# --- dpo -----------------------------------------------------------------------------------------
+
+
+def dpo_args(root: Path, tuned: Path, out: Path, **changes: Any) -> dpo.Args:
+    fields = {"pairs": 48, "help": 4, "beta": 0.5, "held_out": 10, "epochs": 2} | changes
+    return dpo.Args(policy=str(tuned), out=out, **common(root, **fields))
+
+
+@pytest.fixture(scope="module")
+def preferred(root: Path, tuned: Path) -> Path:
+    """A finished DPO run, from the adapter of SFT."""
+    dpo.main(dpo_args(root, tuned, root / "dpo"))
+    return root / "dpo"
+
+
+def test_dpo_starts_at_log_two_and_learns_what_is_preferred(preferred: Path) -> None:
+    assert losses(preferred)[0] == pytest.approx(0.6931, abs=1e-3)
+    held_out = json.loads((preferred / "summary.json").read_text())["held_out"]
+    assert held_out["pairs"] == 10
+    assert held_out["accuracy"] > 0.8
+    assert held_out["loss"] < 0.6
+
+
+def test_dpo_stopped_by_a_signal_resumes_to_the_same_curve(
+    root: Path, tuned: Path, preferred: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out = tmp_path / "dpo"
+    with monkeypatch.context() as patch:
+        stop_at(3, patch)
+        with pytest.raises(SystemExit, match="stopped at step 3"):
+            dpo.main(dpo_args(root, tuned, out))
+    dpo.main(dpo_args(root, tuned, out))
+    assert losses(out) == pytest.approx(losses(preferred), abs=1e-5)
+    ours, theirs = (json.loads((f / "summary.json").read_text()) for f in (out, preferred))
+    assert ours["held_out"] == pytest.approx(theirs["held_out"], abs=1e-3)
+
+
+def test_our_log_probabilities_are_those_of_trl(root: Path, tuned: Path, preferred: Path) -> None:
+    from datasets import Dataset, load_from_disk
+
+    lm = load_policy(str(tuned))
+    rows = load_from_disk(str(preferred / "pairs"))
+    cache = next(
+        found
+        for path in (preferred / "pairs").glob("cache-*.arrow")
+        if "ref_chosen_logps" in (found := Dataset.from_file(str(path))).column_names
+    )
+    pairs = [(row["prompt"][0]["content"], row["chosen"][0]["content"]) for row in rows]
+    ours = dpo.log_probabilities(lm, pairs)
+    assert ours.tolist() == pytest.approx(list(cache["ref_chosen_logps"]), abs=1e-3)
+
+
+def test_each_objective_prefers_by_its_own_label() -> None:
+    harmful_first = tiny_preferences.pair(0)
+    answers = {o: dpo.better_of(harmful_first, o) for o in ("dual", "helpful", "harmless")}
+    assert answers == {"dual": 1, "helpful": 0, "harmless": 1}
+    assert dpo.better_of(harmful_first, "single") == harmful_first.trade_off
+    two_safe = tiny_preferences.pair(2)
+    assert [dpo.better_of(two_safe, o) for o in ("dual", "harmless")] == [0, None]
+
+
+def test_dual_preferences_never_reject_a_refusal_for_a_safe_answer() -> None:
+    p = Preference(
+        "p",
+        ("I'm sorry, I can't help with that.", "Sure: talk it over."),
+        "s",
+        more_helpful=1,
+        severity=(0, 0),
+        unsafe=(False, False),
+    )
+    assert dpo.better_of(p, "dual") is None
+    assert dpo.better_of(p, "helpful") == 1
+
+
+def test_on_policy_pairs_are_trained_on_beside_the_others(
+    root: Path, tuned: Path, tmp_path: Path
+) -> None:
+    from dataclasses import asdict, replace
+
+    own = replace(tiny_preferences.pair(1), source="on_policy")
+    tiny_preferences.write_rows(tmp_path / "own.jsonl", [asdict(own)])
+    args = dpo_args(root, tuned, tmp_path / "dpo", pairs=7, help=0, extra=tmp_path / "own.jsonl")
+    dpo.main(args)
+    rows = json.loads((tmp_path / "dpo" / "summary.json").read_text())["rows"]
+    assert rows == {"annotated_pairs": 7, "on_policy": 1}
+
+
+# --- processes -----------------------------------------------------------------------------------
+
+
+def test_two_processes_take_the_steps_of_one_with_a_double_batch(
+    root: Path, tuned: Path, tmp_path: Path
+) -> None:
+    config = Path(__file__).parents[2] / "training" / "configs" / "cpu2.yaml"
+    command = [sys.executable, "-m", "accelerate.commands.launch", "--config_file", str(config)]
+    command += ["-m", "training.sft", "--policy", str(root / "base"), "--data", str(root / "data")]
+    command += ["--bases", str(root), "--out", str(tmp_path / "two"), "--no-bf16"]
+    command += ["--max-tokens", "96", "--rank", "4", "--batch", "2", "--log-steps", "1"]
+    command += ["--save-steps", "100", "--learning-rate", "3e-3", "--epochs", "2"]
+    command += [part for k, n in SFT_ROWS.items() for part in (f"--rows.{k}", str(n))]
+    done = subprocess.run(
+        command,
+        cwd=Path(__file__).parents[2],
+        env=os.environ | {"OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+        timeout=500,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert losses(tmp_path / "two") == pytest.approx(losses(tuned), abs=2e-4)
+
+
+@pytest.mark.parametrize("name", ["ddp", "fsdp", "deepspeed_zero3", "cpu2"])
+def test_accelerate_reads_the_configs(name: str) -> None:
+    from accelerate.commands.config.config_args import load_config_from_file
+
+    path = Path(__file__).parents[2] / "training" / "configs" / f"{name}.yaml"
+    assert load_config_from_file(str(path)).num_processes >= 2
