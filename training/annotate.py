@@ -68,6 +68,9 @@ def import_(
     ] = False,
 ) -> None:
     """Take rows in; makes the store where there is none. Malformed rows are listed, exit code 3."""
+    from training.annotation.exchange import data_files, import_path
+
+    data_files(source)  # a wrong name makes no store
     target = Store(store, create=True)
     if audit:
         from training.annotation.select import import_audit
@@ -78,8 +81,6 @@ def import_(
             f"{found.texts} new or more often met texts taken in"
         )
         return
-    from training.annotation.exchange import import_path
-
     result = import_path(
         target, source, form=form, queue_labelled=queue_labelled, progress=_progress
     )
@@ -113,7 +114,7 @@ def export_(
 
 
 def _progress(rows: Iterable[Any]) -> Iterable[Any]:
-    shown: Iterable[Any] = tqdm(rows, unit=" rows", desc="import", leave=False)
+    shown: Iterable[Any] = tqdm(rows, unit=" rows", desc="import", leave=False, disable=None)
     return shown
 
 
@@ -205,7 +206,7 @@ def label_(
             str(model), url=url, api_key=_api_key(url), preference=target.settings().preference,
             price=Price(price_in, price_out), rubric=_rubric(rubric),
         )  # fmt: skip
-    with tqdm(unit=" tasks", desc=machine.name) as bar:
+    with tqdm(unit=" tasks", desc=machine.name, disable=None) as bar:
 
         def show(tally: Tally) -> None:
             bar.total, bar.n = tally.total, tally.labelled + tally.failed
@@ -255,7 +256,7 @@ def stats(store: StoreOption = DEFAULT, as_json: JsonOption = False) -> None:
 
 @app.command("next")
 def next_(
-    count: Annotated[int, typer.Option(min=1, help="How many texts to bring forward.")] = 50,
+    count: Annotated[int, typer.Argument(min=1, help="How many texts to bring forward.")] = 50,
     store: StoreOption = DEFAULT,
     again: Annotated[bool, typer.Option(help="Texts that are done, too.")] = False,
     uncertain: Annotated[float, typer.Option(help="Weight of the moderator's doubt.")] = 1.0,

@@ -109,7 +109,6 @@ def test_an_installation_that_stopped_half_way_is_put_right(weak: Path, tmp_path
     os.replace(target, tmp_path / "small.previous")  # killed between the two renames
     retrain.recover(target)
     assert read_manifest(target).id == "weak"
-    (weak.parent / "copy").mkdir(exist_ok=True)
     broken = shutil.copytree(weak, tmp_path / "broken")
     (broken / "model.onnx").write_bytes(b"damaged")
     with pytest.raises(Exception, match="altered or damaged"):
@@ -178,7 +177,7 @@ def test_the_loop_from_labels_to_an_installed_model(
     main(args)  # nothing new
     assert "0 texts have new labels" in capsys.readouterr().out
 
-    # The same labels against the model that they made: not better, so it stays; nothing is retrained.
+    # The same labels against the model that they made: not better, and nothing is retrained.
     (tmp_path / "work" / "state.json").unlink()
     stamp = (run / "model" / "summary.json").stat().st_mtime_ns
     main(args)
