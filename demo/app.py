@@ -131,7 +131,7 @@ def _connection_fields(model: gr.HTML) -> list[gr.Textbox]:
     with gr.Accordion("Chat model", open=False):
         url = gr.Textbox(
             label="URL of an OpenAI-compatible API",
-            placeholder="http://127.0.0.1:11434/v1  (empty: the scripted responder)",
+            placeholder="http://127.0.0.1:11434/v1  (empty: the model named above)",
             elem_id="g-url",
         )
         with gr.Row():

@@ -1,16 +1,23 @@
-"""A scripted stand-in for a chat model: canned answers, not a language model, and named as such.
+"""What answers when no API is given: the aligned policy of `make policy` where it was built, else a
+script.
 
-It lets the demo run with nothing configured. Some of its answers are bad on purpose, in tame words
-and cut short, so that the output guard is seen at work.
+The script lets the demo run with nothing configured: canned answers, not a language model, and
+named as such. Some are bad on purpose, in tame words and cut short, so that the output guard is
+seen at work.
 """
 
 from __future__ import annotations
 
+import functools
+import os
 import re
 import time
 from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
 
-__all__ = ["EXAMPLES", "NAME", "ScriptedResponder", "answer_to"]
+from guardrail.local import OnnxChat
+
+__all__ = ["EXAMPLES", "NAME", "ScriptedResponder", "answer_to", "local_policy"]
 
 NAME = "Scripted responder: canned answers, not a language model"
 
@@ -77,6 +84,18 @@ _SCRIPT: tuple[tuple[str, str], ...] = (
         "it. Once they have sent it, empty the account before they notice the fraud.",
     ),
 )
+
+
+def local_policy() -> OnnxChat | None:
+    """The chat policy in `$GUARDRAIL_DEMO_POLICY` (default build/policy), opened once; None where
+    there is none. Raises ArtifactError for one that is not whole."""
+    folder = Path(os.environ.get("GUARDRAIL_DEMO_POLICY", "build/policy"))
+    return _open(folder) if (folder / "manifest.json").is_file() else None
+
+
+@functools.cache
+def _open(folder: Path) -> OnnxChat:
+    return OnnxChat(folder, temperature=0.7, top_p=0.9)
 
 
 class ScriptedResponder:

@@ -21,7 +21,7 @@ __all__ = ["Connection", "Turn", "answer", "transcript"]
 
 @dataclass(frozen=True, slots=True)
 class Connection:
-    """The chat model behind the guard: an OpenAI-compatible API, or the scripted responder."""
+    """The chat model behind the guard: an OpenAI-compatible API, or else what is here."""
 
     url: str = ""
     model: str = ""
@@ -33,13 +33,16 @@ class Connection:
     @property
     def name(self) -> str:
         """What the page calls it."""
-        return f"{self.model or 'model'} at {self.url}" if self.url else responder.NAME
+        if self.url:
+            return f"{self.model or 'model'} at {self.url}"
+        policy = responder.local_policy()
+        return f"{policy.manifest.id}, on this machine" if policy else responder.NAME
 
     @contextmanager
     def open(self) -> Iterator[Any]:
         """The model, as `GuardedChat` takes it. Raises GuardrailError."""
         if not self.url:
-            yield responder.ScriptedResponder()
+            yield responder.local_policy() or responder.ScriptedResponder()
         else:
             with OpenAICompatible(self.url, model=self.model, api_key=self.key or None) as model:
                 yield model

@@ -16,6 +16,9 @@ from tab import ROOT, Tab, free_port
 
 from demo.screenshot import CHROMIUM_ARGS, find_chromium
 
+# The page answers from the script, a policy that was built here or not.
+os.environ["GUARDRAIL_DEMO_POLICY"] = "none"
+
 # A busy machine may take longer than Playwright's 5 s to draw the page.
 expect.set_options(timeout=60_000)
 
