@@ -42,7 +42,8 @@ class GuardedChat:
         for text in chat.stream(messages): ...
 
     model: a callable that takes the messages and returns a str or an iterator of str (or their
-        async twins), or a `ChatModel` such as `guardrail.upstream.OpenAICompatible`.
+        async twins), a `ChatModel` such as `guardrail.upstream.OpenAICompatible` or
+        `guardrail.local.OnnxChat`, or a LangChain chat model, of which the texts are taken.
     guard: `Guard()` by default.
     on_block: `refuse` answers with a refusal text, `raise` raises Blocked.
     context_turns: how many recent user turns, with the answers between them, are judged together,

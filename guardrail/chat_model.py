@@ -1,4 +1,4 @@
-"""What stands behind a guarded chat: the `ChatModel` protocol, and plain callables made into one.
+"""What stands behind a guarded chat: the `ChatModel` protocol, and what is made into one.
 
 A callable takes the messages and returns a str, or an iterator of str, or the async twin of
 either. Sync ones are run in threads when they are called asynchronously.
@@ -19,7 +19,7 @@ from collections.abc import (
     Sequence,
 )
 from dataclasses import dataclass
-from typing import Any, Protocol, runtime_checkable
+from typing import Any, Protocol, cast, runtime_checkable
 
 from guardrail.errors import UpstreamError
 
@@ -50,14 +50,27 @@ class ChatModel(Protocol):
 
 
 def as_chat_model(model: ChatModel | Callable[[list[Message]], Any]) -> ChatModel:
-    """A ChatModel as it is, a callable made into one. Raises TypeError for anything else."""
+    """A ChatModel as it is, a LangChain chat model or a callable made into one. Raises TypeError
+    for anything else."""
     if isinstance(model, ChatModel):
         return model
+    if _is_langchain_model(model):
+        from guardrail._langchain_model import LangChainModel
+
+        return LangChainModel(cast(Any, model))
     if callable(model):
         return _CallableModel(model)
     raise TypeError(
-        f"a chat model is a callable or has complete, stream, acomplete and astream; "
-        f"{type(model).__name__} is neither"
+        f"a chat model is a callable, a LangChain chat model, or has complete, stream, acomplete "
+        f"and astream; {type(model).__name__} is none of these"
+    )
+
+
+def _is_langchain_model(model: Any) -> bool:
+    """By the names of its classes: LangChain is not imported to ask."""
+    return any(
+        base.__name__ == "BaseChatModel" and base.__module__.startswith("langchain_core.")
+        for base in type(model).__mro__
     )
 
 

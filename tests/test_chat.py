@@ -454,7 +454,7 @@ def test_a_model_that_answers_with_nonsense_raises_upstream_error(how: str) -> N
 
 
 def test_what_is_no_model_is_refused() -> None:
-    with pytest.raises(TypeError, match="int is neither"):
+    with pytest.raises(TypeError, match="int is none of these"):
         GuardedChat(3, guard_with())  # type: ignore[arg-type]
 
 
