@@ -194,7 +194,11 @@ def _connect(address: str | None, workers: int | None) -> bool:
     try:
         ray.init(address or "local", **options)
     except Exception as error:  # ConnectionError, ValueError, gRPC's: as the address has it
-        raise ScanError(f"Ray at {address or 'this machine'}: {_one_line(error)}") from error
+        where = address or "this machine"
+        raise ScanError(
+            f"Ray at {where}: {_one_line(error)} What is safe is kept: run the same command again, "
+            "with another --address or when the machine is less busy"
+        ) from error
     return True
 
 

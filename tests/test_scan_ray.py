@@ -35,14 +35,21 @@ def cluster() -> Iterator[Any]:
     pytest.importorskip("ray")
     from guardrail._scan_ray import RayEngine, ray
 
-    ray.init(
-        "local",
-        num_cpus=2,
-        object_store_memory=100 << 20,
-        include_dashboard=False,
-        log_to_driver=False,
-        logging_level="ERROR",
-    )
+    for left in (2, 1, 0):  # Ray gives its own processes 30 seconds, which a busy machine may need
+        try:
+            ray.init(
+                "local",
+                num_cpus=2,
+                object_store_memory=100 << 20,
+                include_dashboard=False,
+                log_to_driver=False,
+                logging_level="ERROR",
+            )
+            break
+        except Exception as error:
+            ray.shutdown()
+            if not left or "timed out" not in str(error):
+                raise
     yield RayEngine
     ray.shutdown()
 
