@@ -35,7 +35,7 @@ def cluster() -> Iterator[Any]:
     pytest.importorskip("ray")
     from guardrail._scan_ray import RayEngine, ray
 
-    for left in (2, 1, 0):  # Ray gives its own processes 30 seconds, which a busy machine may need
+    for left in (1, 0):  # Ray gives its processes 30 seconds to start, and has no option for it
         try:
             ray.init(
                 "local",
@@ -48,8 +48,10 @@ def cluster() -> Iterator[Any]:
             break
         except Exception as error:
             ray.shutdown()
-            if not left or "timed out" not in str(error):
+            if "timed out during startup" not in str(error):
                 raise
+            if not left:
+                pytest.skip("Ray did not start within its 30 seconds, twice: this machine is busy")
     yield RayEngine
     ray.shutdown()
 
