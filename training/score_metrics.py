@@ -35,7 +35,7 @@ def score_metrics(
     for name, part in (
         ("annotated", annotated),
         ("conflicting", annotated & conflicting),
-        ("agreeing", annotated & ~conflicting),
+        ("not_conflicting", annotated & ~conflicting),
         ("other_sources", ~annotated & ~helping),
         ("help", helping),
     ):

@@ -1,0 +1,194 @@
+"""Reward and cost models, trained and exported for real on tiny bases."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+torch = pytest.importorskip("torch")
+pytest.importorskip("onnxscript")
+
+import tiny_policy  # noqa: E402
+import tiny_preferences  # noqa: E402
+
+from guardrail.score import OnnxScorer  # noqa: E402
+from training import score_export, score_model  # noqa: E402
+from training.data import read_jsonl
+from training.preferences import read_preferences  # noqa: E402
+from training.score_metrics import correlation, score_metrics  # noqa: E402
+
+PLAIN = {"harm": "bomb", "sugar": "good", "make": "rain", "is to": "help"}  # tiny_base knows these
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tiny_preferences.write(tmp_path_factory.mktemp("pairs"), 240, 120)
+    for path in folder.iterdir():
+        text = path.read_text()
+        for word, plain in PLAIN.items():
+            text = text.replace(f"{word} ", f"{plain} ").replace(f'{word}"', f'{plain}"')
+        path.write_text(text.replace("less_rain", "less_harm"))
+    return folder
+
+
+def args(data: Path, base: Path, out: Path, kind: str, **changes: Any) -> score_model.Args:
+    fields: dict[str, Any] = {
+        "kind": kind,
+        "data": data,
+        "base": str(base),
+        "out": out,
+        "help": 40,
+        "learning_rate": 2e-3,
+        "head_learning_rate": 5e-3,
+        "tokens_per_batch": 600,
+        "max_tokens": 96,
+        "prompt_tokens": 24,
+        "overlap": 16,
+        "bf16": False,
+    }
+    return score_model.Args(**fields | changes)
+
+
+@pytest.fixture(scope="module")
+def cost(data: Path, tiny_base: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    out = tmp_path_factory.mktemp("cost")
+    score_model.main(args(data, tiny_base, out, "cost", epochs=4))
+    return out
+
+
+def test_a_cost_above_zero_means_unsafe(data: Path, cost: Path) -> None:
+    scorer = OnnxScorer(cost)
+    assert scorer.kind == "cost"
+    tested = [p for p in read_preferences(data, "test") if p.safer is not None]
+    unsafe = scorer.score([(p.prompt, p.answers[1 - (p.safer or 0)]) for p in tested])
+    safe = scorer.score([(p.prompt, p.answers[p.safer or 0]) for p in tested])
+    assert (unsafe > 0).mean() > 0.9
+    assert (safe < 0).mean() > 0.9
+
+
+def test_the_manifest_holds_the_held_out_figures(cost: Path) -> None:
+    manifest = json.loads((cost / "manifest.json").read_text())
+    figures = manifest["metrics"]["test"]
+    assert figures["accuracy_conflicting"] > 0.9
+    assert figures["sign_accuracy"] > 0.9
+    assert manifest["data"]["annotated_pairs"] == 240
+    assert not (cost / "checkpoint.pt").exists()
+
+
+def test_a_reward_on_a_language_model_is_normalised(data: Path, tmp_path: Path) -> None:
+    base = tiny_policy.llama(tmp_path / "llama")
+    tiny_preferences.write(tmp_path / "data", 240, 120)
+    out = tmp_path / "reward"
+    run = args(tmp_path / "data", base, out, "reward", backbone="lm", epochs=4, rank=4)
+    score_model.main(run)
+    scorer = OnnxScorer(out)
+    rows = score_model.choose(run, "train")
+    scores = scorer.score([(p.prompt, answer) for p in rows for answer in p.answers])
+    assert scores.mean() == pytest.approx(0, abs=0.1)
+    assert scores.std() == pytest.approx(1, abs=0.1)
+    figures = json.loads((out / "manifest.json").read_text())["metrics"]["test"]
+    assert figures["accuracy_annotated"] > 0.9
+
+
+def test_an_interrupted_run_resumes_to_the_same_curve(
+    data: Path, tiny_base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    curves = []
+    monkeypatch.setattr(score_export, "export", lambda *given: curves.append(given[2]["losses"]))
+    run = args(data, tiny_base, tmp_path / "whole", "cost", epochs=1)
+    score_model.main(run)
+    broken = replace(run, out=tmp_path / "broken", checkpoint_seconds=0.0)
+    with monkeypatch.context() as patch:
+        step = score_model.Run.step
+
+        def interrupted(self: score_model.Run, rows: Any) -> None:
+            if self.progress.step == 5:
+                raise KeyboardInterrupt
+            step(self, rows)
+
+        patch.setattr(score_model.Run, "step", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            score_model.main(broken)
+    with pytest.raises(SystemExit, match="a run with other arguments"):
+        score_model.main(replace(broken, sign=0.5))
+    score_model.main(broken)
+    assert len(curves[0]) > 8
+    assert curves[1] == pytest.approx(curves[0], abs=1e-5)
+
+
+def test_flipped_data_is_refused(data: Path, tiny_base: Path, tmp_path: Path) -> None:
+    for name in ("pairs", "demonstrations"):
+        for split in ("train", "validation", "test"):
+            rows = list(read_jsonl(data / f"{name}.{split}.jsonl"))
+            for row in rows:
+                if row.get("less_harmful") is not None:
+                    row["less_harmful"] = 1 - row["less_harmful"]
+            tiny_preferences.write_rows(tmp_path / f"{name}.{split}.jsonl", rows)
+    with pytest.raises(SystemExit, match="the labels are flipped"):
+        score_model.main(args(tmp_path, tiny_base, tmp_path / "out", "cost"))
+
+
+def test_a_cost_that_came_out_upside_down_is_not_exported() -> None:
+    with pytest.raises(SystemExit, match=r"cost 0.40 less than safe ones.*nothing was exported"):
+        score_model.refuse_wrong_order({"validation": {"cost_unsafe_minus_safe": -0.4}})
+    score_model.refuse_wrong_order({"validation": {"cost_unsafe_minus_safe": 0.4}})
+
+
+def test_a_loss_that_is_no_number_stops_the_run_with_its_batch_saved(
+    data: Path, tiny_base: Path, tmp_path: Path
+) -> None:
+    run = args(data, tiny_base, tmp_path / "nan", "cost", learning_rate=1e30)
+    with pytest.raises(SystemExit, match=r"the loss is nan at step \d+: stopped, its batch is"):
+        score_model.main(run)
+    saved = torch.load(tmp_path / "nan" / "nan_batch.pt", weights_only=True)
+    assert saved[0]["windows"]
+    assert not (tmp_path / "nan" / "manifest.json").exists()
+
+
+def test_a_trained_moderation_model_can_be_started_from(
+    data: Path, tiny_base: Path, tmp_path: Path
+) -> None:
+    from training.model import ModerationModel
+    from training.score_backbone import open_backbone
+
+    trained = ModerationModel.from_base(tiny_base)
+    torch.save(trained.state_dict(), tmp_path / "model.pt")
+    trained.encoder.config.save_pretrained(tmp_path)
+    (tmp_path / "tokenizer.json").write_bytes((tiny_base / "tokenizer.json").read_bytes())
+    (tmp_path / "summary.json").write_text(json.dumps({"args": {"base": "tiny"}}))
+    out = tmp_path / "out"
+    out.mkdir()
+    backbone = open_backbone(args(data, tiny_base, out, "cost", init=tmp_path))
+    assert backbone.base == "tiny"
+    for ours, theirs in zip(
+        backbone.model.body.parameters(), trained.encoder.parameters(), strict=True
+    ):
+        assert torch.equal(ours, theirs)
+    with pytest.raises(SystemExit, match=r"--init is what training.moderation wrote"):
+        open_backbone(args(data, tiny_base, out, "cost", init=tmp_path / "nothing"))
+
+
+def test_metrics_by_hand() -> None:
+    pairs = [tiny_preferences.pair(n) for n in range(3)]  # two of them conflict, one is safe
+    rewards = np.array([[1.0, 0.0], [1.0, 0.0], [0.0, 1.0]])
+    found = score_metrics(pairs, rewards, "reward")
+    assert found["accuracy_annotated"] == pytest.approx(1 / 3, abs=1e-4)
+    assert (found["accuracy_conflicting"], found["pairs_conflicting"]) == (0.5, 2)
+    assert found["accuracy_not_conflicting"] == 0.0
+    costs = np.array([[2.0, -1.0], [-1.0, -1.5], [-1.0, 1.0]])
+    found = score_metrics(pairs, costs, "cost")
+    # pair 0 is right; pair 1 has its harmful answer second, and costs it less
+    assert found["accuracy_conflicting"] == 0.5
+    assert found["sign_accuracy"] == pytest.approx(4 / 6, abs=1e-4)
+    assert found["cost_unsafe_minus_safe"] == pytest.approx((2 - 1.5) / 2 - (-2) / 4)
+
+
+def test_correlation_of_a_monotone_curve() -> None:
+    x = np.array([0.0, 1.0, 2.0, 3.0])
+    assert correlation(x, np.exp(x))["spearman"] == 1.0
+    assert correlation(x, -x) == {"pearson": -1.0, "spearman": -1.0}
