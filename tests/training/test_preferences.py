@@ -17,23 +17,19 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from training.data import Example, normalise, write_examples
+from training.preference_rows import from_annotated, from_chosen, from_pku, merge, swapped
 from training.preferences import (
     Demonstration,
     Preference,
     build,
-    from_annotated,
-    from_chosen,
-    from_pku,
     help_pairs,
     load_pairs,
-    merge,
     read_demonstrations,
     read_pairs,
     read_preferences,
     refuse_flipped,
     refuses,
     split_map,
-    swapped,
 )
 
 ROW = {

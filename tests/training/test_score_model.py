@@ -18,7 +18,7 @@ import tiny_preferences  # noqa: E402
 
 from guardrail.score import OnnxScorer  # noqa: E402
 from training import score_export, score_model  # noqa: E402
-from training.data import read_jsonl
+from training.data import read_jsonl  # noqa: E402
 from training.preferences import read_preferences  # noqa: E402
 from training.score_metrics import correlation, score_metrics  # noqa: E402
 
