@@ -61,8 +61,8 @@ class Canonical:
 
 # Letters of other scripts that are drawn like a Latin one (a working subset of Unicode TR39).
 _HOMOGLYPHS = str.maketrans(
-    "АВСЕНІЈКМОРЅТХҮабсԁеһіјкӏмոорԛѕтцхуѵԝвнгяΑΒΕΖΗΙΚΜΝΟΡΤΥΧαβεικνορτυχγηωɑɡɩոսɪʀᴀʙᴄᴅᴇɢʜᴊᴋʟᴍɴᴏᴘᴛᴜᴠᴡʏᴢ",
-    "ABCEHIJKMOPSTXYabcdehijklmnopqstuxyvwbhrrABEZHIKMNOPTYXabeiknoptuxynwaginuirabcdeghjklmnoptuvwyz",
+    "АВСЕНІЈКМОРЅТХҮабсԁеһіјкӏмոорԛѕтцхуѵԝвнгяΑΒΕΖΗΙΚΜΝΟΡΤΥΧαβεικνορτυχγηωɑɡɩոսɪʀᴀʙᴄᴅᴇɢʜᴊᴋʟᴍɴᴏᴘᴛᴜᴠᴡʏᴢЬьҽς",
+    "ABCEHIJKMOPSTXYabcdehijklmnopqstuxyvwbhrrABEZHIKMNOPTYXabeikvoptuxynwaginuirabcdeghjklmnoptuvwyzbbec",
 )
 _LEET = str.maketrans("013457@$!", "oieastasi")
 # An @ before a domain is an address, and personal data must keep its shape.

@@ -303,6 +303,9 @@ class _Detokenizer:
         self._ids.append(token)
         before = self._tokenizer.decode(self._ids[self._context : self._given])
         now = self._tokenizer.decode(self._ids[self._context :])
+        if now == before:  # a special token: between two words it must not stand for their space
+            self._ids.pop()
+            return ""
         if now.endswith("\ufffd") and len(self._ids) - self._given < _UNFINISHED:
             return ""
         self._context, self._given = self._given, len(self._ids)

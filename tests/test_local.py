@@ -16,12 +16,14 @@ from hypothesis import strategies as st
 
 pytest.importorskip("onnx", reason="the tiny policies are made with the training extra")
 
+import policy_kit
+from policy_kit import CHAT, END, START, tokenizer
+from tokenizers import Tokenizer, models
+
 from guardrail import ArtifactError, Category, Guard, GuardedChat, Severity, UpstreamError
 from guardrail.chat_model import ChatModel, Reply
 from guardrail.local import ChatEncoder, OnnxChat, _Detokenizer, draw
 from guardrail.testing import FakeModerator
-from tests import policy_kit
-from tests.policy_kit import CHAT, END, START, tokenizer
 
 TEXT = "Hé, wy🙂!"
 LONG = "Tell me of foxes. " * 40  # more bytes, and so tokens, than are read at once
@@ -168,6 +170,14 @@ def test_pieces_join_to_the_text_and_none_holds_a_broken_character(text: str) ->
     pieces = [out.push(token) for token in made.encode(text).ids]
     assert "".join(pieces) == text.rstrip("\ufffd")
     assert "\ufffd" in text or not any("\ufffd" in piece for piece in pieces)
+
+
+@given(ids=st.lists(st.integers(0, 3)))
+def test_words_keep_their_spaces_around_special_tokens(ids: list[int]) -> None:
+    words = Tokenizer(models.WordLevel({"<s>": 0, "<unk>": 1, "a": 2, "b": 3}, unk_token="<unk>"))
+    words.add_special_tokens(["<s>", "<unk>"])
+    out = _Detokenizer(words)
+    assert "".join([out.push(token) for token in ids]) == words.decode(ids)
 
 
 def encoder(folder: Path) -> ChatEncoder:

@@ -17,6 +17,7 @@ import tyro
 from scipy.sparse import csr_matrix, hstack
 from sklearn.feature_extraction.text import TfidfVectorizer
 from sklearn.linear_model import LogisticRegression
+from tqdm import tqdm
 
 from training.data import Example, read_examples, targets
 from training.metrics import moderation_metrics
@@ -29,6 +30,41 @@ class Args:
     c: float = 4.0
 
 
+def _features(
+    train: Sequence[Example], test: Sequence[Example], limit: int
+) -> tuple[csr_matrix, csr_matrix]:
+    """TF-IDF of prompt beside that of answer, its words those of `train`."""
+    sides = []
+    for text in (lambda e: e.prompt, lambda e: e.response or ""):
+        words = TfidfVectorizer(ngram_range=(1, 2), min_df=2, max_features=limit, sublinear_tf=True)
+        sides.append((words.fit_transform(map(text, train)), words.transform(map(text, test))))
+    first, second = (csr_matrix(hstack(part)) for part in zip(*sides, strict=True))
+    return first, second
+
+
+def out_of_fold(
+    examples: Sequence[Example],
+    given: np.ndarray,
+    groups: Sequence[str],
+    folds: int,
+    seed: int = 0,
+    args: Args | None = None,
+) -> np.ndarray:
+    """P(label 1) (n,) of each text by models that have not seen its group; given (n,): 0 or 1."""
+    args = args or Args()
+    group = np.unique(np.asarray(groups), return_inverse=True)[1]
+    fold = (np.random.default_rng(seed).permutation(group.max() + 1) % folds)[group]
+    probability = np.empty(len(examples))
+    for k in tqdm(np.unique(fold), desc="folds"):
+        inside, outside = np.flatnonzero(fold == k), np.flatnonzero(fold != k)
+        x, x_out = _features(
+            [examples[i] for i in outside], [examples[i] for i in inside], args.features
+        )
+        model = LogisticRegression(C=args.c, max_iter=300).fit(x, given[outside])
+        probability[inside] = model.predict_proba(x_out)[:, 1]
+    return probability
+
+
 def main(args: Args) -> None:
     train, test = (
         [
@@ -38,21 +74,7 @@ def main(args: Args) -> None:
         ]
         for split in ("train", "test")
     )
-    prompts, answers = (
-        TfidfVectorizer(ngram_range=(1, 2), min_df=2, max_features=args.features, sublinear_tf=True)
-        for _ in range(2)
-    )
-    prompts.fit(e.prompt for e in train)
-    answers.fit(e.response or "" for e in train)
-
-    def features(examples: Sequence[Example]) -> csr_matrix:
-        sides = (
-            prompts.transform(e.prompt for e in examples),
-            answers.transform(e.response or "" for e in examples),
-        )
-        return csr_matrix(hstack(sides))
-
-    x, x_test = features(train), features(test)
+    x, x_test = _features(train, test, args.features)
     grades = np.array([e.severity for e in train])
     severity = np.stack(
         [

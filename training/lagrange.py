@@ -15,7 +15,7 @@ class LagrangeMultiplier:
 
     (Safe RLHF, Dai et al. 2024), where J is the mean of the last `window` episodes' costs:
     lambda rises while the constraint is violated and falls while there is room. initial = 0 stays
-    0, which is PPO without a constraint. `maximum` bounds what a constraint that cannot be met does.
+    0: PPO without a constraint. `maximum` bounds what a constraint that cannot be met does.
     """
 
     def __init__(

@@ -2,11 +2,22 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 WORDS = ["good", "kind", "help", "cake", "rain", "kill", "steal", "bomb", "what", "how", "the", "a"]
+
+
+@pytest.fixture
+def one_thread() -> Iterator[None]:
+    """Tensors of tiny models only wait for one another on more."""
+    torch = pytest.importorskip("torch")
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
 
 
 @pytest.fixture(scope="session")
