@@ -7,7 +7,7 @@ ADAPTER ?= training/adapters/smollm2-135m-safe
 PY := .venv/bin/python
 PIP := $(PY) -m pip install --disable-pip-version-check --quiet -c constraints.txt
 
-.PHONY: help setup run policy test lint bench clean browser
+.PHONY: help setup run policy test lint bench retrain clean browser
 .DEFAULT_GOAL := help
 
 help: ## what can be done here
