@@ -83,8 +83,11 @@ def canonicalise(text: str) -> Canonical:
     chars, origin = _join_spaced(chars, origin)
     chars = _fold_homoglyphs(chars)
     # Leet is undone last: it would turn the digits of encoded blobs into letters.
-    plain = _LEET_INSIDE.sub(lambda m: m[0].translate(_LEET), chars)
-    return Canonical(plain, origin, unreadable(chars))
+    return Canonical(_undo_leet(chars), origin, unreadable(chars))
+
+
+def _undo_leet(text: str) -> str:
+    return _LEET_INSIDE.sub(lambda m: m[0].translate(_LEET), text)
 
 
 def _fold_unicode(text: str) -> tuple[str, Sequence[int]]:
@@ -148,7 +151,7 @@ def _fold_homoglyphs(text: str) -> str:
     if text.isascii():
         return text
     text = _WORD.sub(lambda m: _latin(m[0]) if any(map(str.isascii, m[0])) else m[0], text)
-    counts = Counter(text)
+    counts = Counter(_undo_leet(text))  # what leet hides are Latin letters too
     if 2 * _total(counts, _is_latin) <= _total(counts, str.isalpha):
         return text
     return _WORD.sub(lambda m: _latin(m[0]), text)

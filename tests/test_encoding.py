@@ -72,6 +72,7 @@ def test_every_canonical_character_comes_from_somewhere_in_the_source(text: str)
 
 @settings(max_examples=400)
 @given(ANY | TRICKY)
+@example("A0A\u03860\u041a")
 def test_canonical_text_is_its_own_canonical_text(text: str) -> None:
     once = canonicalise(text).text
     assert canonicalise(once).text == once

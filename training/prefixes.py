@@ -22,7 +22,7 @@ def prefix(text: str, share: float) -> str:
     while end < len(text) and not text[end].isspace() and not text[:end].strip():
         end += 1
     cut = text[:end]
-    if not text[end].isspace():
+    if end < len(text) and not text[end].isspace():
         whole = cut[: max((i for i, c in enumerate(cut) if c.isspace()), default=0)]
         cut = whole if whole.strip() else text.split(None, 1)[0]
     return cut

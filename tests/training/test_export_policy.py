@@ -143,7 +143,7 @@ def test_the_graph_is_the_model_with_and_without_a_cache(options: dict[str, Any]
 @pytest.mark.parametrize(
     ("template", "says"),
     [
-        ("{{ messages | length }} {{ messages[-1]['content'] }}", "turn by turn"),
+        ("{{ messages | length }} {{ messages[-1]['content'] }}", "chat template does"),
         ("{% for m in messages %}[{{ m['content'] | upper }}]{% endfor %}", "turn by turn"),
         (
             "{% for m in messages %}{{ m['role'] }} {{ m['content'] | replace('1', ' 2 ') }} "
