@@ -192,7 +192,7 @@ def _flip(example: Example, old: int, new: int) -> dict[str, Any]:
         "severity": example.severity,
         "old": Severity(old).label,
         "new": Severity(new).label,
-        "fixed": new == example.severity,
+        "fixed": bool(new == example.severity),
         "source": example.source,
     }
 
