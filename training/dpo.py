@@ -61,7 +61,7 @@ class Args(TuningArgs):
     preference: Objective = "dual"
     pairs: int = 1000
     """How many pairs, annotated ones first."""
-    help: int = 300
+    help_pairs: int = 300
     """Further pairs of help on harmless prompts, preferred to refusals."""
     extra: Path | None = None
     """A file of further pairs (the fields of `Preference`), all used: on-policy ones, say."""
@@ -127,12 +127,12 @@ def choose(
 
     ranked = decided(sorted(preferences, key=rank))
     chosen = [*ranked[: args.pairs], *decided(extra)]
-    helping = help_pairs(demonstrations, 8 * args.help, args.seed, other="refusal")
+    helping = help_pairs(demonstrations, 8 * args.help_pairs, args.seed, other="refusal")
     chosen += [
         choice
         for p in helping
         if fits(choice := Choice(p.prompt, p.answers[0], p.answers[1], p.source))
-    ][: args.help]
+    ][: args.help_pairs]
     rng.shuffle(chosen)
     return chosen[: args.limit]
 

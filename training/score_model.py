@@ -57,7 +57,7 @@ class Args:
     """A trained moderation model, whose encoder to start from."""
     sources: tuple[str, ...] = ()
     """Prefixes of the sources of pairs to train on; all by default."""
-    help: int = 1500
+    help_pairs: int = 1500
     """Pairs of help on harmless prompts against refusals and foreign answers."""
     epochs: int = 2
     tokens_per_batch: int = 4000
@@ -102,7 +102,7 @@ def choose(args: Args, split: Literal["train", "validation", "test"]) -> list[Pr
         pairs = [p for p in pairs if p.more_helpful is not None]
     else:
         refuse_flipped(pairs)
-    pairs += help_pairs(demonstrations, args.help, args.seed, other="any")
+    pairs += help_pairs(demonstrations, args.help_pairs, args.seed, other="any")
     random.Random(args.seed).shuffle(pairs)
     if not pairs:
         raise SystemExit(f"{args.data}: no {split} pairs for a {args.kind}")

@@ -132,7 +132,7 @@ def test_a_kind_is_not_asked_twice_before_every_prompt_was(root: Path) -> None:
 
 
 def dpo_args(root: Path, tuned: Path, out: Path, **changes: Any) -> dpo.Args:
-    fields = {"pairs": 48, "help": 4, "beta": 0.5, "held_out": 10, "epochs": 2} | changes
+    fields = {"pairs": 48, "help_pairs": 4, "beta": 0.5, "held_out": 10, "epochs": 2} | changes
     return dpo.Args(policy=str(tuned), out=out, **common(root, **fields))
 
 
@@ -209,7 +209,9 @@ def test_on_policy_pairs_are_trained_on_beside_the_others(
 
     own = replace(tiny_preferences.pair(1), source="on_policy")
     tiny_preferences.write_rows(tmp_path / "own.jsonl", [asdict(own)])
-    args = dpo_args(root, tuned, tmp_path / "dpo", pairs=7, help=0, extra=tmp_path / "own.jsonl")
+    args = dpo_args(
+        root, tuned, tmp_path / "dpo", pairs=7, help_pairs=0, extra=tmp_path / "own.jsonl"
+    )
     dpo.main(args)
     rows = json.loads((tmp_path / "dpo" / "summary.json").read_text())["rows"]
     assert rows == {"annotated_pairs": 7, "on_policy": 1}
@@ -247,3 +249,13 @@ def test_accelerate_reads_the_configs(name: str) -> None:
 
     path = Path(__file__).parents[2] / "training" / "configs" / f"{name}.yaml"
     assert load_config_from_file(str(path)).num_processes >= 2
+
+
+@pytest.mark.parametrize("recipe", ["sft", "dpo", "score_model"])
+def test_every_argument_has_an_option_of_its_own(recipe: str) -> None:
+    """A field named like one of the parser's own options could not be set from the command line."""
+    import importlib
+    from dataclasses import fields
+
+    names = {field.name for field in fields(importlib.import_module(f"training.{recipe}").Args)}
+    assert not names & {"help", "tyro_print_completion", "tyro_write_completion"}

@@ -42,7 +42,7 @@ def args(data: Path, base: Path, out: Path, kind: str, **changes: Any) -> score_
         "data": data,
         "base": str(base),
         "out": out,
-        "help": 40,
+        "help_pairs": 40,
         "learning_rate": 2e-3,
         "head_learning_rate": 5e-3,
         "tokens_per_batch": 600,
