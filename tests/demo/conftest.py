@@ -1,4 +1,4 @@
-"""A real Chromium, and real servers of the demo page on loopback."""
+"""Tabs of a real Chromium, and real servers of the demo page on loopback."""
 
 from __future__ import annotations
 
@@ -11,32 +11,11 @@ import time
 from collections.abc import Iterator
 
 import pytest
-from playwright.sync_api import Browser, expect, sync_playwright
+from playwright.sync_api import Browser
 from tab import ROOT, Tab, free_port
-
-from demo.screenshot import CHROMIUM_ARGS, find_chromium
 
 # The page answers from the script, a policy that was built here or not.
 os.environ["GUARDRAIL_DEMO_POLICY"] = "none"
-
-# A busy machine may take longer than Playwright's 5 s to draw the page.
-expect.set_options(timeout=60_000)
-
-
-# Not for the session: while Playwright is there, its event loop runs in the main thread, and no
-# other test could run one of its own.
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Browser]:
-    chromium = find_chromium()
-    if chromium is None:
-        missing = "no Chromium on this machine: apt-get install chromium"
-        if os.environ.get("CI"):
-            pytest.fail(missing)
-        pytest.skip(missing)
-    with sync_playwright() as playwright:
-        running = playwright.chromium.launch(executable_path=chromium, args=CHROMIUM_ARGS)
-        yield running
-        running.close()
 
 
 @pytest.fixture

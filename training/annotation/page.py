@@ -209,33 +209,34 @@ class Page:
         if visitor is None:
             return self._at_the_door("Your key is no longer good: sign in again.")
         try:
-            return self._act(event.target, visitor, turn, settling, *form)
+            # By name: of a part that was updated once, what comes is a copy.
+            return self._act(event.target.elem_id, visitor, turn, settling, *form)
         except AnnotationError as error:
             # Nothing else changes: what was clicked stays.
             return {self.said: show.said(str(error), wrong=True)}
 
-    def _act(self, what: Any, visitor: Visitor, turn: str, settling: bool, *form: Any) -> Updates:
+    def _act(self, what: str, visitor: Visitor, turn: str, settling: bool, *form: Any) -> Updates:
         queue, session = self.queue, visitor.session
-        if what is self.leave:
+        if what == self.leave.elem_id:
             queue.release(visitor.name, session=session)
             out = json.dumps({"session": session})
             return {self.identity: out, **self._at_the_door("Signed out.")}
-        if what is self.undo:
+        if what == self.undo.elem_id:
             task = queue.undo(visitor.name, session=session)
             if task is None:
                 raise AnnotationError("there is nothing to take back")
             return self._show(visitor, task, [], settling=task.adjudicating, said="Taken back.")
-        if what is self.settling:
+        if what == self.settling.elem_id:
             queue.release(visitor.name, session=session)
             return self._next(visitor, settling=settling)
-        if what is self.rested:
+        if what == self.rested.elem_id:
             queue.had_break(visitor.name)
             return {self.rest: gr.update(visible=False), self.said: show.said("Welcome back.")}
-        if what is self.again:
+        if what == self.again.elem_id:
             return self._next(visitor, settling=settling)
         shown = _shown(turn)
         note = (form[-1] or "").strip() or None
-        if what is self.skip:
+        if what == self.skip.elem_id:
             if shown.adjudicating:
                 raise AnnotationError("a disagreement is settled, or left: untick the box above")
             queue.skip(visitor.name, shown.id, session=session, reason=note)
@@ -251,7 +252,8 @@ class Page:
         if visitor is None or not turn:
             return {self.said: show.said("Sign in again.", wrong=True)}
         self.queue.renew(visitor.name, _shown(turn).id, session=visitor.session)
-        return {self.suggest: gr.update(interactive=bool(_first(*clicked))), self.said: ""}
+        # What was said is left alone: this answer may come after that of a save, and wipe it.
+        return {self.suggest: gr.update(interactive=bool(_first(*clicked)))}
 
     def on_suggest(self, identity: str, turn: str, *clicked: Any) -> Updates:
         visitor = self.visitor(identity)

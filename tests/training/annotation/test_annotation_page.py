@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import re
 import select
 import signal
@@ -15,9 +14,8 @@ from pathlib import Path
 from urllib.parse import urlsplit
 
 import pytest
-from playwright.sync_api import Browser, Page, expect, sync_playwright
+from playwright.sync_api import Browser, Page, expect
 
-from demo.screenshot import CHROMIUM_ARGS, find_chromium
 from guardrail.taxonomy import Category
 from training.annotation.labels import PairLabel, Record, SafetyLabel, Settings
 from training.annotation.page import launch
@@ -30,22 +28,6 @@ pytestmark = pytest.mark.browser
 ROOT = Path(__file__).parents[3]
 XSS = "<img src=http://192.0.2.1/x onerror=alert(1)> and **this**"
 VIOLENT = SafetyLabel(False, 2, ("Violence",))
-
-
-# As in tests/demo: not for the session, and a busy machine needs more than 5 s to draw a page.
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Browser]:
-    expect.set_options(timeout=60_000)
-    chromium = find_chromium()
-    if chromium is None:
-        missing = "no Chromium on this machine: apt-get install chromium"
-        if os.environ.get("CI"):
-            pytest.fail(missing)
-        pytest.skip(missing)
-    with sync_playwright() as playwright:
-        running = playwright.chromium.launch(executable_path=chromium, args=CHROMIUM_ARGS)
-        yield running
-        running.close()
 
 
 class Team:
@@ -127,6 +109,9 @@ class Desk:
         labels.filter(has_text=re.compile(rf"^\s*{answer}")).click()
 
     def press(self, keys: str) -> None:
+        # A text is seen some milliseconds before its page takes the next answer: nobody reads it
+        # faster than that.
+        self.page.wait_for_timeout(400)
         for key in keys.split():
             self.page.keyboard.press(key)
 
@@ -282,11 +267,6 @@ def test_texts_are_blurred_until_wanted_and_ask_nobody_for_anything(make: Make) 
     assert desk.errors == []
 
 
-# Known defect: a key or click that comes while the page still renders the last answer is dropped.
-UNSTEADY = pytest.mark.xfail(reason="input while the page renders is dropped", strict=False)
-
-
-@UNSTEADY
 def test_the_keyboard_labels_skips_and_takes_back(make: Make) -> None:
     team = make()
     team.add("one", "two", "three")
@@ -370,7 +350,6 @@ def test_a_break_is_suggested_and_taken(make: Make) -> None:
     assert team.queue.progress("ann").rest is None
 
 
-@UNSTEADY
 def test_only_an_adjudicator_settles_what_two_disagree_on(make: Make) -> None:
     team = make(overlap_share=1.0)
     team.add("a text")
