@@ -11,11 +11,12 @@ import logging
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from typer.core import TyperGroup
 
+from guardrail._onnx import Device
 from guardrail.errors import ArtifactError, GuardrailError, PolicyError
 from guardrail.policy import Policy
 
@@ -35,7 +36,6 @@ __all__ = [
     "text_of",
 ]
 
-Device = Literal["auto", "cpu", "cuda"]
 
 PolicyOption = Annotated[
     str, typer.Option("--policy", help="strict, balanced, permissive, audit-only, or a TOML file.")

@@ -6,7 +6,6 @@ thresholds, metrics, and the sha256 of every file. A file whose hash differs is 
 
 from __future__ import annotations
 
-import hashlib
 import json
 import math
 import os
@@ -16,6 +15,7 @@ from importlib import resources
 from pathlib import Path
 from typing import Any
 
+from guardrail._files import sha256_of, verify_file, write_json
 from guardrail.encoding import EncoderConfig
 from guardrail.errors import ArtifactError
 from guardrail.policy import Thresholds
@@ -146,34 +146,19 @@ def read_manifest(folder: Path, *, verify: bool = True) -> Manifest:
         raise ArtifactError(f"{path}: names no {missing[0]}: the artifact is incomplete")
     if verify:
         for name, expected in manifest.files.items():
-            _verify(folder / name, expected)
+            verify_file(folder / name, expected)
     return manifest
-
-
-def _verify(path: Path, expected: str) -> None:
-    try:
-        found = _sha256(path)
-    except OSError as error:
-        raise ArtifactError(f"{path}: cannot be read: {error}") from error
-    if found != expected:
-        raise ArtifactError(
-            f"{path}: altered or damaged (sha256 {found[:12]}..., the manifest says "
-            f"{expected[:12]}...): reinstall guardrail-severity, or the model, from a trusted place"
-        )
 
 
 def write_manifest(folder: Path, manifest: Manifest) -> Manifest:
     """Hash the artifact's files and write `manifest.json` last; returns what was written."""
     hashes = {
-        path.name: _sha256(path)
+        path.name: sha256_of(path)
         for path in sorted(folder.iterdir())
         if path.is_file() and path.stem != "manifest" and not path.name.startswith(".")
     }
     data = {f.name: getattr(manifest, f.name) for f in fields(Manifest)} | {"files": hashes}
-    partial = folder / "manifest.partial"
-    text = json.dumps(data, indent=1, ensure_ascii=False, default=_plain)
-    partial.write_text(text + "\n", encoding="utf-8")
-    os.replace(partial, folder / "manifest.json")
+    write_json(folder / "manifest.json", data, default=_plain)
     return read_manifest(folder)
 
 
@@ -181,8 +166,3 @@ def _plain(value: object) -> object:
     if isinstance(value, Calibration | EncoderConfig):
         return asdict(value)
     raise TypeError(f"{value!r} cannot be written as JSON")
-
-
-def _sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()

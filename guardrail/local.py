@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import json
 import math
-import os
 import re
 from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
@@ -23,11 +22,11 @@ import numpy as np
 from numpy.typing import NDArray
 from tokenizers import Tokenizer
 
-from guardrail.artifact import _sha256, _verify
+from guardrail._files import sha256_of, verify_file, write_json
+from guardrail._onnx import Device, open_session
 from guardrail.chat_model import Message, Reply, as_chat_model
 from guardrail.conversation import message_text, read_messages
 from guardrail.errors import ArtifactError, UpstreamError
-from guardrail.moderator import Device, _open_session
 
 __all__ = ["ChatEncoder", "ChatFormat", "OnnxChat", "PolicyManifest", "read_policy_manifest"]
 
@@ -92,11 +91,8 @@ class PolicyManifest:
 
     def write(self, folder: Path) -> None:
         """Hash the model's files and write `manifest.json` last."""
-        data = asdict(self) | {"files": {name: _sha256(folder / name) for name in _FILES}}
-        partial = folder / "manifest.partial"
-        text = json.dumps(data, indent=1, ensure_ascii=False)
-        partial.write_text(text + "\n", encoding="utf-8")
-        os.replace(partial, folder / "manifest.json")
+        files = {name: sha256_of(folder / name) for name in _FILES}
+        write_json(folder / "manifest.json", asdict(self) | {"files": files})
 
 
 def read_policy_manifest(folder: Path) -> PolicyManifest:
@@ -116,7 +112,7 @@ def read_policy_manifest(folder: Path) -> PolicyManifest:
     except (OSError, ValueError, TypeError, KeyError) as error:
         raise ArtifactError(f"{path}: not a chat policy's manifest: {error!r}") from error
     for file, expected in hashes:
-        _verify(file, expected)
+        verify_file(file, expected)
     return manifest
 
 
@@ -159,7 +155,7 @@ class OnnxChat:
         self._max_new_tokens = max_new_tokens
         self._stop = frozenset(self.manifest.stop)
         path = self.folder / "model.onnx"
-        self._session, self.device = _open_session(path, device, threads, outputs=("logits",))
+        self._session, self.device = open_session(path, device, threads, outputs=("logits",))
         self._threaded = as_chat_model(self.stream)
 
     def complete(self, messages: str | Sequence[Message]) -> Reply:

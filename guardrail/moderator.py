@@ -5,27 +5,24 @@ Needs onnxruntime (extra `cpu` or `gpu`); it is imported when a model is opened,
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
-import io
-import os
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal, Protocol, get_args
+from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
+from guardrail._onnx import Device, open_session
 from guardrail.artifact import Calibration, artifact_folder, read_manifest
 from guardrail.encoding import Encoder, Window, canonicalise, pad, sentences
-from guardrail.errors import ArtifactError, ModerationError, require
+from guardrail.errors import ModerationError
 from guardrail.policy import Thresholds
 from guardrail.taxonomy import Category, Direction, Severity
 from guardrail.verdict import Assessment, Pair, Passage
 
 __all__ = ["Device", "Moderator", "OnnxModerator"]
 
-Device = Literal["auto", "cpu", "cuda"]
 _Floats = NDArray[np.float64]
 _OUTPUTS = ("severity_logits", "category_logits")
 _SENTENCES_PER_WINDOW = 16  # on average; beyond, judging them one by one costs more than it tells
@@ -76,7 +73,7 @@ class OnnxModerator:
         self.folder = folder = artifact_folder(model)
         self.manifest = read_manifest(folder)
         self._encoder = Encoder.from_file(folder / "tokenizer.json", self.manifest.encoder_config())
-        self._session, self.device = _open_session(folder / "model.onnx", device, threads)
+        self._session, self.device = open_session(folder / "model.onnx", device, threads, _OUTPUTS)
         self._inputs = {argument.name for argument in self._session.get_inputs()}
         self._locate = locate
         self._max_chars = max_chars
@@ -251,47 +248,3 @@ def _batches(windows: Sequence[Window], tokens: int) -> Iterable[list[int]]:
         last = first + max(1, tokens // len(windows[order[first]].ids))
         yield order[first:last]
         first = last
-
-
-def _open_session(
-    path: Path, device: Device, threads: int | None, outputs: Sequence[str] = _OUTPUTS
-) -> tuple[Any, str]:
-    if device not in get_args(Device):
-        raise ValueError(f"device={device!r} is none of {', '.join(get_args(Device))}")
-    ort: Any = require("onnxruntime", extra="cpu")
-    options = ort.SessionOptions()
-    options.log_severity_level = 3
-    options.intra_op_num_threads = threads or os.cpu_count() or 1
-    # Idle spinning would take cores from the chat model that runs beside the guard.
-    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
-    available = ort.get_available_providers()
-    wanted = ["CPUExecutionProvider"]
-    if device == "cuda" or (device == "auto" and "CUDAExecutionProvider" in available):
-        wanted.insert(0, "CUDAExecutionProvider")
-    if device == "cuda" and "CUDAExecutionProvider" not in available:
-        raise ArtifactError(
-            f"device='cuda': this onnxruntime has no CUDA provider, only {', '.join(available)}: "
-            "pip uninstall onnxruntime, then pip install 'guardrail-severity[gpu]'"
-        )
-    if "CUDAExecutionProvider" in wanted and hasattr(ort, "preload_dlls"):
-        # CUDA and cuDNN as pip installs them lie where no loader looks. What it does not find it
-        # prints on stdout, which may be JSON; the doctor says it better.
-        with contextlib.redirect_stdout(io.StringIO()):
-            ort.preload_dlls()
-    try:
-        # The fused kernel is slower than the two it replaces, 1.1 ms of 9 for 128 tokens.
-        session = ort.InferenceSession(
-            str(path), options, providers=wanted, disabled_optimizers=["SkipLayerNormFusion"]
-        )
-    except Exception as error:  # onnxruntime raises classes of its own, none public
-        raise ArtifactError(f"{path}: onnxruntime cannot open it: {error}") from error
-    missing = set(outputs) - {output.name for output in session.get_outputs()}
-    if missing:
-        raise ArtifactError(f"{path}: the model has no output {' and no '.join(sorted(missing))}")
-    got = "cuda" if "CUDAExecutionProvider" in session.get_providers() else "cpu"
-    if device == "cuda" and got != "cuda":
-        raise ArtifactError(
-            "device='cuda': onnxruntime fell back to the CPU, so its CUDA or cuDNN libraries are "
-            "missing or of another version: run `guardrail doctor`, or use device='auto'"
-        )
-    return session, got

@@ -8,7 +8,6 @@ harmful, where a cost above 0 means unsafe. `training.score_model` makes them; b
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -18,9 +17,10 @@ import numpy as np
 from numpy.typing import NDArray
 from tokenizers import Tokenizer
 
-from guardrail.artifact import _sha256, _verify
+from guardrail._files import sha256_of, verify_file, write_json
+from guardrail._onnx import open_session
 from guardrail.encoding import Encoder, EncoderConfig, Window, pad
-from guardrail.errors import ArtifactError, ModerationError, require
+from guardrail.errors import ArtifactError, ModerationError
 from guardrail.verdict import Pair
 
 __all__ = ["OnnxScorer", "ScoreKind", "ScoreManifest", "read_score_manifest"]
@@ -52,11 +52,8 @@ class ScoreManifest:
 
     def write(self, folder: Path) -> None:
         """Hash the model's files and write `manifest.json` last."""
-        files = {name: _sha256(folder / name) for name in ("model.onnx", "tokenizer.json")}
-        partial = folder / "manifest.partial"
-        text = json.dumps(asdict(self) | {"files": files}, indent=1, ensure_ascii=False)
-        partial.write_text(text + "\n", encoding="utf-8")
-        os.replace(partial, folder / "manifest.json")
+        files = {name: sha256_of(folder / name) for name in ("model.onnx", "tokenizer.json")}
+        write_json(folder / "manifest.json", asdict(self) | {"files": files})
 
 
 def read_score_manifest(folder: Path) -> ScoreManifest:
@@ -73,7 +70,7 @@ def read_score_manifest(folder: Path) -> ScoreManifest:
     if manifest.kind not in get_args(ScoreKind):
         raise ArtifactError(f"{path}: kind {manifest.kind!r} is neither reward nor cost")
     for file, expected in files:
-        _verify(file, expected)
+        verify_file(file, expected)
     return manifest
 
 
@@ -90,18 +87,8 @@ class OnnxScorer:
         self.manifest = read_score_manifest(self.folder)
         self.kind: ScoreKind = self.manifest.kind
         self._layout = layout_of(self.folder / "tokenizer.json", self.manifest.encoding)
-        ort: Any = require("onnxruntime", extra="cpu")
-        options = ort.SessionOptions()
-        options.log_severity_level = 3
-        options.intra_op_num_threads = threads or os.cpu_count() or 1
-        options.add_session_config_entry("session.intra_op.allow_spinning", "0")
         path = self.folder / "model.onnx"
-        try:
-            self._session = ort.InferenceSession(
-                str(path), options, providers=["CPUExecutionProvider"]
-            )
-        except Exception as error:  # onnxruntime raises classes of its own, none public
-            raise ArtifactError(f"{path}: onnxruntime cannot open it: {error}") from error
+        self._session, _ = open_session(path, "cpu", threads, outputs=("score",))
         self._inputs = {argument.name for argument in self._session.get_inputs()}
 
     def score(self, pairs: Sequence[tuple[str, str] | Pair]) -> _Floats:

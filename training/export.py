@@ -21,12 +21,12 @@ import torch
 import tyro
 
 from guardrail.artifact import Manifest, write_manifest
-from guardrail.encoding import Encoder, EncoderConfig, pad
+from guardrail.encoding import Encoder, pad
 from guardrail.moderator import OnnxModerator
 from guardrail.verdict import Pair
 from training.batching import encode, predict
 from training.data import Example, read_examples
-from training.model import ModerationModel
+from training.model import ModerationModel, encoder_of
 from training.quantize import mixed_int8, to_fp16
 from training.scoring import text_logits
 
@@ -128,8 +128,7 @@ def main(args: Args) -> None:
     export_onnx(model, scratch / "fp32.onnx")
     args.out.mkdir(parents=True, exist_ok=True)
     (args.out / "manifest.json").unlink(missing_ok=True)
-    config = EncoderConfig(trained["max_tokens"], trained["prompt_tokens"], trained["overlap"])
-    encoder = Encoder.from_file(args.model / "tokenizer.json", config)
+    encoder = encoder_of(args.model)
     convert(args, scratch / "fp32.onnx", encoder)
     shutil.copy(args.model / "tokenizer.json", args.out / "tokenizer.json")
     shutil.copy(Path(__file__).with_name("model_license.txt"), args.out / "LICENSE")
@@ -141,7 +140,7 @@ def main(args: Args) -> None:
         command=f"python -m training.moderation {' '.join(_flags(trained))}",
         seed=trained["seed"],
         created=datetime.now(UTC).strftime("%Y-%m-%d"),
-        encoding=config.to_json(),
+        encoding=encoder.config.to_json(),
     )
     write_manifest(args.out, manifest)
     size = round((args.out / "model.onnx").stat().st_size / 1e6, 1)

@@ -24,8 +24,8 @@ import torch
 import tyro
 from numpy.typing import NDArray
 
+from guardrail._files import sha256_of
 from guardrail.local import ChatEncoder, ChatFormat, OnnxChat, PolicyManifest
-from training.bases import sha256_of
 from training.llama_onnx import LlamaShape, Precision, build
 from training.lm import BASES_FOLDER, LanguageModel, encode_prompt, load_policy
 

@@ -21,10 +21,10 @@ from pathlib import Path
 import numpy as np
 import tyro
 
-from guardrail.encoding import Encoder, EncoderConfig
+from guardrail.encoding import Encoder
 from training.batching import encode, predict
 from training.data import Example, read_examples
-from training.model import ModerationModel
+from training.model import ModerationModel, encoder_of
 
 
 @dataclass
@@ -72,9 +72,7 @@ def _probabilities(logits: np.ndarray) -> np.ndarray:
 
 
 def main(args: Args) -> None:
-    summary = json.loads((args.teacher / "summary.json").read_text())["args"]
-    config = EncoderConfig(summary["max_tokens"], summary["prompt_tokens"], summary["overlap"])
-    encoder = Encoder.from_file(args.teacher / "tokenizer.json", config)
+    encoder = encoder_of(args.teacher)
     model = ModerationModel.load(args.teacher)
     examples = read_examples(args.data, "train")
     trusted = [e for e in examples if e.source.startswith(args.trusted)]

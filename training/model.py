@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 from transformers import AutoConfig, AutoModel
 
+from guardrail.encoding import Encoder, EncoderConfig
 from training.losses import monotone_logits
 
 
@@ -53,3 +55,10 @@ def mean_pooled(
     hidden = encoder(**inputs).last_hidden_state
     mask = attention_mask.unsqueeze(-1).to(hidden.dtype)
     return (hidden * mask).sum(dim=1) / mask.sum(dim=1).clamp(min=1.0)
+
+
+def encoder_of(folder: Path) -> Encoder:
+    """The encoder that a trained model's texts went through, by what its run wrote."""
+    trained = json.loads((folder / "summary.json").read_text(encoding="utf-8"))["args"]
+    config = EncoderConfig(trained["max_tokens"], trained["prompt_tokens"], trained["overlap"])
+    return Encoder.from_file(folder / "tokenizer.json", config)

@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import json
 import math
-import os
 import random
 import time
 from collections.abc import Sequence
@@ -36,6 +35,7 @@ from training.losses import masked_bce
 from training.metrics import moderation_metrics
 from training.model import ModerationModel
 from training.quantized import quantization_aware, settle
+from training.runs import save_whole, warmup_then_linear
 
 
 @dataclass
@@ -137,14 +137,8 @@ class Run:
 
     def __init__(self, args: Args, model: ModerationModel, accelerator: Accelerator, steps: int):
         optimizer = torch.optim.AdamW(parameter_groups(model, args))
-        warmup = max(1, int(steps * args.warmup))
         self.args, self.steps, self.accelerator = args, steps, accelerator
-        self.schedule = torch.optim.lr_scheduler.LambdaLR(
-            optimizer,
-            lambda step: min(
-                (step + 1) / warmup, max(0.0, (steps - step) / max(1, steps - warmup))
-            ),
-        )
+        self.schedule = warmup_then_linear(optimizer, steps, args.warmup)
         self.parallel, self.optimizer = accelerator.prepare(model, optimizer)
         self.model = accelerator.unwrap_model(self.parallel)
         self.losses: list[float] = []
@@ -194,9 +188,7 @@ class Run:
             "schedule": self.schedule.state_dict(),
             "progress": asdict(self.progress),
         }
-        partial = self.args.out / "checkpoint.partial"
-        torch.save(state, partial)
-        os.replace(partial, self.args.out / "checkpoint.pt")
+        save_whole(state, self.args.out / "checkpoint.pt")
         self._saved = time.monotonic()
 
     def _resume(self) -> None:

@@ -12,7 +12,6 @@ randomness of a step is a function of (seed, step); `summary.json` is written la
 from __future__ import annotations
 
 import json
-import os
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
@@ -26,9 +25,10 @@ import tyro
 from accelerate import Accelerator
 from peft import get_peft_model_state_dict, set_peft_model_state_dict
 
+from guardrail._files import sha256_of, write_json
 from guardrail.errors import GuardrailError
 from guardrail.score import OnnxScorer, ScoreKind
-from training.bases import SMOLLM2, sha256_of
+from training.bases import SMOLLM2
 from training.lagrange import LagrangeMultiplier
 from training.lm import (
     BASES_FOLDER,
@@ -52,6 +52,7 @@ from training.rollout import (
     survey,
     texts,
 )
+from training.runs import save_whole
 from training.scorers import Scorer, refuse_wrong_sign
 from training.tuning import StopAtSignal, claim
 
@@ -223,9 +224,7 @@ class Run:
 
     def save(self) -> None:
         """Checkpoint, and a few answers to read; a kill at any moment leaves the last whole one."""
-        partial = self.args.out / "checkpoint.partial"
-        torch.save(self.state(), partial)
-        os.replace(partial, self.args.out / "checkpoint.pt")
+        save_whole(self.state(), self.args.out / "checkpoint.pt")
         with (self.args.out / "samples.jsonl").open("a", encoding="utf-8") as file:
             file.writelines(json.dumps(a) + "\n" for a in self.answers[::8])
 
@@ -309,9 +308,7 @@ def finish(run: Run, lm: LanguageModel) -> None:
         "last_steps": {name: float(np.mean([row[name] for row in rows])) for name in rows[0]},
         "files": {"adapter_model.safetensors": sha256_of(args.out / "adapter_model.safetensors")},
     }
-    partial = args.out / "summary.partial"
-    partial.write_text(json.dumps(summary, indent=1) + "\n", encoding="utf-8")
-    os.replace(partial, args.out / "summary.json")
+    write_json(args.out / "summary.json", summary)
     print(args.out / "summary.json")
 
 

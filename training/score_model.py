@@ -12,7 +12,6 @@ then normalised: a reward to mean 0, both to standard deviation 1. The result is
 from __future__ import annotations
 
 import json
-import os
 import random
 import time
 from collections import Counter
@@ -38,6 +37,7 @@ from training.preferences import (
     read_preferences,
     refuse_flipped,
 )
+from training.runs import save_whole, warmup_then_linear
 from training.score_backbone import Backbone, Score, open_backbone
 from training.score_metrics import score_metrics
 
@@ -198,13 +198,7 @@ class Run:
         self.pad_id = backbone.layout.pad_id
         groups = backbone.model.parameter_groups(args.learning_rate, args.head_learning_rate)
         optimizer = torch.optim.AdamW(groups, weight_decay=0.01)
-        warmup = max(1, int(steps * args.warmup))
-        self.schedule = torch.optim.lr_scheduler.LambdaLR(
-            optimizer,
-            lambda step: min(
-                (step + 1) / warmup, max(0.0, (steps - step) / max(1, steps - warmup))
-            ),
-        )
+        self.schedule = warmup_then_linear(optimizer, steps, args.warmup)
         self.parallel, self.optimizer = accelerator.prepare(backbone.model, optimizer)
         self.model: Score = accelerator.unwrap_model(self.parallel)
         self.progress = Progress()
@@ -258,9 +252,7 @@ class Run:
             "schedule": self.schedule.state_dict(),
             "progress": asdict(self.progress),
         }
-        partial = self.args.out / "checkpoint.partial"
-        torch.save(state, partial)
-        os.replace(partial, self.args.out / "checkpoint.pt")
+        save_whole(state, self.args.out / "checkpoint.pt")
         self._saved = time.monotonic()
 
     def _resume(self) -> None:

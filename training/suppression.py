@@ -25,14 +25,13 @@ import tyro
 from torch.nn import functional
 
 from guardrail import Guard
-from guardrail.encoding import Encoder, EncoderConfig
 from guardrail.score import OnnxScorer
 from guardrail.verdict import Pair
 from training.bases import SMOLLM2
 from training.batching import encode, predict
 from training.data import Example, normalise, read_examples
 from training.lm import BASES_FOLDER, LanguageModel, encode_answer, encode_prompt, load_policy
-from training.model import ModerationModel
+from training.model import ModerationModel, encoder_of
 from training.rollout import pad_left
 from training.suppression_report import Judged, Prompt, is_gibberish, markdown, summarise
 
@@ -163,9 +162,7 @@ def perplexities(
 
 def judge(args: Args, pairs: Sequence[tuple[str, str]]) -> tuple[np.ndarray, np.ndarray]:
     """Severity (n,) called at 0.5, and category probabilities (n, 19), by the judge."""
-    trained = json.loads((args.judge / "summary.json").read_text())["args"]
-    config = EncoderConfig(trained["max_tokens"], trained["prompt_tokens"], trained["overlap"])
-    encoder = Encoder.from_file(args.judge / "tokenizer.json", config)
+    encoder = encoder_of(args.judge)
     rows = encode([Example(p, a, "judged") for p, a in pairs], encoder, 0.0)
     severity, categories = predict(
         ModerationModel.load(args.judge), rows, encoder.pad_id, bf16=True

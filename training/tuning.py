@@ -22,7 +22,8 @@ from typing import Any
 import torch
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
-from training.bases import SMOLLM2, sha256_of
+from guardrail._files import sha256_of, write_json
+from training.bases import SMOLLM2
 from training.lm import (
     BASES_FOLDER,
     DType,
@@ -265,9 +266,7 @@ def finish(
         "created": datetime.now(UTC).strftime("%Y-%m-%d"),
         "history": [_finite(entry) for entry in trainer.state.log_history],
     }
-    partial = out / "summary.partial"
-    partial.write_text(json.dumps(summary, indent=1), encoding="utf-8")
-    os.replace(partial, out / "summary.json")
+    write_json(out / "summary.json", summary)
     print(f"{out}: adapter and summary written", flush=True)
 
 
