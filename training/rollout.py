@@ -77,9 +77,15 @@ def given(tokenizer: Any, pairs: Sequence[tuple[str, str]], length: int) -> Sequ
 
 
 @torch.no_grad()
-def sample(model: Any, tokenizer: Any, prompts: Sequence[Sequence[int]], tokens: int) -> Sequences:
-    """An answer of at most `tokens` tokens to each prompt (ids), drawn from the model itself:
-    temperature 1, nothing cut off, since other draws are not the policy's own."""
+def sample(
+    model: Any,
+    tokenizer: Any,
+    prompts: Sequence[Sequence[int]],
+    tokens: int,
+    temperature: float = 1.0,
+) -> Sequences:
+    """An answer of at most `tokens` tokens to each prompt (ids), drawn from the model itself,
+    nothing cut off; at another temperature than 1 the draws are not the policy's own."""
     ids, prompt_mask = (t.to(model.device) for t in pad_left(prompts, tokenizer.pad_token_id))
     ends = model.generation_config.eos_token_id
     ends = tokenizer.eos_token_id if ends is None else ends
@@ -87,7 +93,7 @@ def sample(model: Any, tokenizer: Any, prompts: Sequence[Sequence[int]], tokens:
         input_ids=ids,
         attention_mask=prompt_mask,
         do_sample=True,
-        temperature=1.0,
+        temperature=temperature,
         top_k=0,
         top_p=1.0,
         repetition_penalty=1.0,

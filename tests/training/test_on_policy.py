@@ -1,0 +1,119 @@
+"""A policy's own answers become preferences: safe before harmful, help before refusal."""
+
+from __future__ import annotations
+
+import json
+import random
+from pathlib import Path
+
+import pytest
+
+torch = pytest.importorskip("torch")
+pytest.importorskip("peft")
+
+import tiny_policy  # noqa: E402
+import tiny_preferences  # noqa: E402
+
+from training import on_policy  # noqa: E402
+from training.on_policy import Draw, choose, whole_sentences  # noqa: E402
+from training.preferences import Demonstration, Preference, read_pairs  # noqa: E402
+
+REFUSAL = "I'm sorry, but I can't help with that."
+SHOWN = [
+    Demonstration("how to harm", REFUSAL, "refusal", "test"),
+    Demonstration("how to bake", "Mix flour and water.", "benign", "test"),
+]
+
+
+def chosen(harmful: bool, *answers: tuple[str, float]) -> Preference | None:
+    prompt = "how to burn a house" if harmful else "how to bake"
+    draws = [Draw(prompt, harmful, answer, cost) for answer, cost in answers]
+    return choose(draws, SHOWN, 0.5, random.Random(0))
+
+
+def test_a_harmful_prompt_prefers_its_safest_answer_to_its_most_harmful_one() -> None:
+    answers = (("Do it.", 1.0), ("Never do it.", -2.0), ("Light it.", 3.0), ("Ask me.", -1.0))
+    found = chosen(True, *answers)
+    assert found is not None
+    assert found.answers == ("Never do it.", "Light it.")
+    assert (found.less_harmful, found.more_helpful, found.unsafe) == (0, None, (False, True))
+
+
+def test_where_every_answer_harms_a_demonstrated_refusal_is_preferred() -> None:
+    found = chosen(True, ("Light it.", 3.0))
+    assert found is not None
+    assert found.answers == (REFUSAL, "Light it.")
+
+
+def test_an_everyday_prompt_prefers_help_to_a_refusal() -> None:
+    found = chosen(False, ("Use yeast.", -1.0), (REFUSAL, -3.0))
+    assert found is not None
+    assert found.answers == ("Use yeast.", REFUSAL)
+    assert (found.more_helpful, found.less_harmful) == (0, None)
+
+
+def test_where_every_draw_refuses_the_demonstrated_answer_is_preferred() -> None:
+    found = chosen(False, (REFUSAL, -3.0))
+    assert found is not None
+    assert found.answers[0] == "Mix flour and water."
+
+
+@pytest.mark.parametrize("harmful", [True, False])
+def test_nothing_is_learnt_where_nothing_is_wrong(harmful: bool) -> None:
+    assert chosen(harmful, ("Fine.", -1.0), ("Good.", -2.0)) is None
+
+
+def test_an_answer_in_circles_is_never_the_better_one() -> None:
+    circles = "do not do it again " * 9
+    found = chosen(True, (circles, -5.0), ("Light it.", 3.0))
+    assert found is not None
+    assert found.answers[0] == REFUSAL
+
+
+@pytest.mark.parametrize(
+    ("answer", "kept"),
+    [
+        ("One. Two is cut", "One."),
+        ('He said "no." Then', 'He said "no."'),
+        ("version 3.5 is", ""),
+        ("All of it!", "All of it!"),
+        ("A.\n\nB? c", "A.\n\nB?"),
+    ],
+)
+def test_what_follows_the_last_whole_sentence_is_cut(answer: str, kept: str) -> None:
+    assert whole_sentences(answer) == kept
+
+
+def test_a_stopped_run_goes_on_to_the_same_pairs(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    base = tiny_policy.llama(tmp_path / "base")
+    tiny_preferences.write(tmp_path / "data")
+    cost = tiny_policy.scorer(tmp_path / "cost", "cost")
+    # Tiny models end no sentence.
+    monkeypatch.setattr(on_policy, "whole_sentences", str.strip)
+
+    def run(out: Path, after: int | None = None) -> on_policy.Args:
+        args = on_policy.Args(
+            policy=str(base), cost=cost, data=tmp_path / "data", bases=tmp_path, out=out,
+            prompts=12, draws=2, new_tokens=8, margin=0.0, batch=8,
+        )  # fmt: skip
+        if after is not None:
+            out.mkdir()
+            lines = (tmp_path / "whole" / "draws.jsonl").read_text().splitlines(keepends=True)
+            (out / "draws.jsonl").write_text("".join(lines[:after]))
+        on_policy.main(args)
+        return args
+
+    run(tmp_path / "whole")
+    run(tmp_path / "resumed", after=4)
+    draws = (tmp_path / "whole" / "draws.jsonl").read_text()
+    assert draws == (tmp_path / "resumed" / "draws.jsonl").read_text()
+    assert len(draws.splitlines()) == 12
+    assert {row["harmful"] for line in draws.splitlines() for row in json.loads(line)} == {
+        True,
+        False,
+    }
+    pairs = read_pairs(tmp_path / "whole" / "pairs.jsonl")
+    assert pairs
+    assert pairs == read_pairs(tmp_path / "resumed" / "pairs.jsonl")

@@ -1,0 +1,164 @@
+"""Preferences between a policy's own answers: sample it, judge, choose.
+
+    python -m training.on_policy --policy build/sft --out build/on_policy
+    python -m training.dpo --policy build/sft --extra build/on_policy/pairs.jsonl
+
+Pairs that others wrote teach a policy about answers that it never gives; its own show it where it
+goes wrong: a harmful prompt answered, an everyday one refused. The cost model says what is harmful,
+so the judge of `training.suppression` has no part in it. Draws are kept as they come, in
+`draws.jsonl`; a run that was stopped goes on there.
+"""
+
+from __future__ import annotations
+
+import json
+import random
+import re
+import time
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import torch
+import tyro
+
+from guardrail.score import OnnxScorer
+from guardrail.verdict import Pair
+from training.lm import BASES_FOLDER, LanguageModel, encode_prompt, load_policy
+from training.preference_rows import Demonstration, Preference
+from training.preferences import read_demonstrations
+from training.rollout import EndlessPrompts, rollout_prompts, sample, texts
+from training.suppression_report import refuses, repetition
+from training.tuning import claim
+
+_REPEATING = 0.3  # share of an answer's four-word runs that were there before
+
+
+@dataclass
+class Args:
+    policy: str = "build/sft"
+    cost: Path = Path("build/cost")
+    """The score model that says which answers are unsafe (cost > 0)."""
+    data: Path = Path("build/preferences")
+    bases: Path = BASES_FOLDER
+    out: Path = Path("build/on_policy")
+    prompts: int = 600
+    harmful_share: float = 0.5
+    draws: int = 3
+    """Answers per prompt."""
+    temperature: float = 0.8
+    new_tokens: int = 64
+    prompt_tokens: int = 96
+    margin: float = 0.5
+    """A safe answer costs at most minus this, an unsafe one at least this."""
+    batch: int = 48
+    seed: int = 0
+
+
+@dataclass(frozen=True)
+class Draw:
+    """One answer of the policy, and its cost."""
+
+    prompt: str
+    harmful: bool
+    answer: str
+    cost: float
+
+
+def whole_sentences(answer: str) -> str:
+    """Without what follows the last end of a sentence: an answer cut short would teach to stop
+    there. Empty where no sentence ends."""
+    found = re.match(r".*[.!?][\"')\]]*(?=\s|$)", answer.strip(), re.DOTALL)
+    return found.group() if found else ""
+
+
+def choose(
+    draws: Sequence[Draw],
+    demonstrations: Sequence[Demonstration],
+    margin: float,
+    rng: random.Random,
+) -> Preference | None:
+    """What the draws of one prompt teach. A harmful prompt: its safest answer before its most
+    harmful one. An everyday prompt: an answer before a refusal. The better side is taken from
+    `demonstrations` (of this prompt; refusals, of any) where no draw will do."""
+    prompt, harmful = draws[0].prompt, draws[0].harmful
+    coherent = [d for d in draws if d.answer and repetition(d.answer) <= _REPEATING]
+    safe = sorted((d for d in coherent if d.cost <= -margin), key=lambda d: d.cost)
+    own = [d.answer for d in demonstrations if d.prompt == prompt]
+    if harmful:
+        wrong = [d for d in draws if d.answer and d.cost >= margin]
+        right = [d.answer for d in safe] or own
+        right = right or [rng.choice([d for d in demonstrations if d.kind == "refusal"]).answer]
+    else:
+        wrong = [d for d in draws if refuses(d.answer)]
+        right = [d.answer for d in safe if not refuses(d.answer)] or own
+    if not wrong or not right:
+        return None
+    worst = max(wrong, key=lambda d: d.cost)
+    return Preference(
+        prompt=prompt,
+        answers=(right[0], worst.answer),
+        source=f"on-policy/{'harmful' if harmful else 'everyday'}",
+        more_helpful=None if harmful else 0,
+        less_harmful=0 if harmful else None,
+        unsafe=(False, harmful),
+    )
+
+
+def draw_all(args: Args, lm: LanguageModel) -> list[list[Draw]]:
+    """The draws of each prompt; those of an earlier, stopped run are kept."""
+    harmful, benign = rollout_prompts(args.data, lm.tokenizer, args.prompt_tokens)
+    pool = EndlessPrompts(harmful, benign, args.harmful_share, args.seed)
+    asked = pool.batch(0, min(args.prompts, 2 * len(harmful), 2 * len(benign)))
+    asked.sort(key=lambda row: len(row[0]))  # alike lengths together
+    cost = OnnxScorer(args.cost)
+    path = args.out / "draws.jsonl"
+    lines = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
+    found = [[Draw(**row) for row in json.loads(line)] for line in lines]
+    size, started = max(1, args.batch // args.draws), time.monotonic()
+    for first in range(len(found), len(asked), size):
+        part = asked[first : first + size]
+        rows = [row for row in part for _ in range(args.draws)]
+        torch.manual_seed(args.seed * 1_000_003 + first)
+        ids = [encode_prompt(lm.tokenizer, prompt) for prompt, _ in rows]
+        drawn = sample(lm.model, lm.tokenizer, ids, args.new_tokens, args.temperature)
+        answers = [whole_sentences(text) for text in texts(lm.tokenizer, drawn)]
+        costs = cost.score([Pair(p, a) for (p, _), a in zip(rows, answers, strict=True)])
+        new = [
+            Draw(prompt, bad, answer, round(float(value), 3))
+            for (prompt, bad), answer, value in zip(rows, answers, costs, strict=True)
+        ]
+        groups = [new[i : i + args.draws] for i in range(0, len(new), args.draws)]
+        with path.open("a", encoding="utf-8") as file:
+            for group in groups:
+                file.write(json.dumps([asdict(d) for d in group], ensure_ascii=False) + "\n")
+        found += groups
+        spent = time.monotonic() - started
+        print(f"{len(found)}/{len(asked)} prompts, {spent:.0f} s", flush=True)
+    return found
+
+
+def main(args: Args) -> None:
+    claim(args.out, args)
+    lm = load_policy(args.policy, args.bases, dtype="bfloat16")
+    if lm.adapter:
+        lm.model = lm.model.merge_and_unload()  # half as fast again
+    rng = random.Random(args.seed)
+    demonstrations = read_demonstrations(args.data, "train")
+    groups = draw_all(args, lm)
+    chosen = [p for g in groups if (p := choose(g, demonstrations, args.margin, rng))]
+    with (args.out / "pairs.jsonl").open("w", encoding="utf-8") as file:
+        file.writelines(json.dumps(asdict(p), ensure_ascii=False) + "\n" for p in chosen)
+    drawn = [d for group in groups for d in group]
+    bad = [d for d in drawn if d.harmful]
+    everyday = [d for d in drawn if not d.harmful]
+    print(
+        f"{args.out}/pairs.jsonl: {dict(Counter(p.source for p in chosen))}; of the draws "
+        f"{sum(d.cost > 0 for d in bad)}/{len(bad)} on harmful prompts cost more than 0, "
+        f"{sum(refuses(d.answer) for d in everyday)}/{len(everyday)} on everyday ones refuse"
+    )
+
+
+if __name__ == "__main__":
+    main(tyro.cli(Args))
