@@ -74,12 +74,15 @@ class Guard:
         return (await self.acheck_many([_pair(prompt, response)]))[0]
 
     def check_many(self, pairs: Sequence[Pair]) -> list[Verdict]:
-        """One verdict per pair, in order; judged together, which is faster than one by one."""
+        """One verdict per pair, in order; judged together, which is faster than one by one. Raises
+        TypeError, before anything is judged, where there is something else than pairs."""
+        pairs = _pairs(pairs)
         started = time.perf_counter()
         return self._log(pairs, self._judge(pairs), time.perf_counter() - started)
 
     async def acheck_many(self, pairs: Sequence[Pair]) -> list[Verdict]:
         """`check_many`, without blocking the event loop."""
+        pairs = _pairs(pairs)
         if not hasattr(self.moderator, "aassess"):
             return await asyncio.to_thread(self.check_many, pairs)
         started = time.perf_counter()
@@ -214,6 +217,18 @@ def _pair(prompt: str | None, response: str | None) -> Pair:
     if prompt is None and response is None:
         raise TypeError("check() needs a prompt, a response, or both")
     return Pair(prompt or "", response)
+
+
+def _pairs(pairs: Sequence[Pair]) -> list[Pair]:
+    # A text alone would be taken for a sequence of its characters.
+    found: list[object] = [pairs] if isinstance(pairs, str | Pair) else list(pairs)
+    if isinstance(pairs, Pair) or not all(isinstance(pair, Pair) for pair in found):
+        wrong = next((i for i in found if not isinstance(i, Pair)), pairs)
+        raise TypeError(
+            f"check_many takes a list of Pairs, as in check_many([Pair('...')]); "
+            f"it was given {type(wrong).__name__}"
+        )
+    return found  # type: ignore[return-value]
 
 
 class _TimedOut(ModerationError):  # noqa: N818 - private, and read as a fact

@@ -139,6 +139,17 @@ def test_what_is_not_text_fails_closed() -> None:
     assert Guard(fake()).check("hi", number).action is Action.REFUSE
 
 
+@pytest.mark.parametrize("wrong", [["a"], "ab", [Pair("a"), "b"], [None], Pair("a"), [("a", "b")]])
+def test_many_of_what_are_no_pairs_is_a_mistake_of_the_caller(wrong: Any) -> None:
+    seen: list[Any] = []
+    guard = Guard(fake(seen.append))
+    with pytest.raises(TypeError, match=r"check_many\(\[Pair\('\.\.\.'\)\]\); it was given "):
+        guard.check_many(wrong)
+    with pytest.raises(TypeError, match="takes a list of Pairs"):
+        asyncio.run(guard.acheck_many(wrong))
+    assert seen == []
+
+
 @given(st.lists(st.booleans(), min_size=1, max_size=20))
 def test_bad_texts_do_not_cost_their_neighbours(bad: list[bool]) -> None:
     calls: list[int] = []
