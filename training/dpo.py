@@ -64,7 +64,8 @@ class Args(TuningArgs):
     help_pairs: int = 300
     """Further pairs of help on harmless prompts, preferred to refusals."""
     extra: Path | None = None
-    """A file of further pairs (the fields of `Preference`), all used: on-policy ones, say."""
+    """A file of further pairs (the fields of `Preference`), such as `training.on_policy`'s. All are
+    used: one that decides a single question is taken at its word."""
     beta: float = 0.1
     learning_rate: float = 5e-5
     batch: int = 8
@@ -111,12 +112,14 @@ def choose(
     """Pairs that the objective decides and that fit: annotated before other ones, and of them (for
     `dual`) a safe and an unsafe answer before two safe ones; then help."""
 
-    def decided(rows: Sequence[Preference]) -> list[Choice]:
-        found = []
-        for p in rows:
-            side = better_of(p, args.preference)
-            if side is not None:
-                found.append(Choice(p.prompt, p.answers[side], p.answers[1 - side], p.source))
+    def decided(
+        rows: Sequence[Preference], side_of: Callable[[Preference], int | None]
+    ) -> list[Choice]:
+        found = [
+            Choice(p.prompt, p.answers[side], p.answers[1 - side], p.source)
+            for p in rows
+            if (side := side_of(p)) is not None
+        ]
         return [choice for choice in found if fits(choice)]
 
     rng = random.Random(args.seed)
@@ -125,8 +128,15 @@ def choose(
         second = args.preference == "dual" and p.safer is None
         return p.source != "annotated_pairs", second, rng.random()
 
-    ranked = decided(sorted(preferences, key=rank))
-    chosen = [*ranked[: args.pairs], *decided(extra)]
+    def by_objective(p: Preference) -> int | None:
+        return better_of(p, args.preference)
+
+    def by_word(p: Preference) -> int | None:
+        asked = [side for side in (p.more_helpful, p.less_harmful) if side is not None]
+        return asked[0] if len(asked) == 1 else by_objective(p)
+
+    ranked = decided(sorted(preferences, key=rank), by_objective)
+    chosen = [*ranked[: args.pairs], *decided(extra, by_word)]
     helping = help_pairs(demonstrations, 8 * args.help_pairs, args.seed, other="refusal")
     chosen += [
         choice

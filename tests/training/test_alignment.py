@@ -207,14 +207,22 @@ def test_on_policy_pairs_are_trained_on_beside_the_others(
 ) -> None:
     from dataclasses import asdict, replace
 
-    own = replace(tiny_preferences.pair(1), source="on_policy")
-    tiny_preferences.write_rows(tmp_path / "own.jsonl", [asdict(own)])
+    harmful = replace(tiny_preferences.pair(1), source="on_policy")
+    everyday = Preference(
+        "how to make cake",
+        ("make cake sugar", "I'm sorry, but I can't help with that."),
+        "on_policy",
+        more_helpful=0,  # not refusing is the aim here, and the only question that was asked
+        unsafe=(False, False),
+    )
+    rows = [asdict(p) for p in (harmful, everyday)]
+    tiny_preferences.write_rows(tmp_path / "own.jsonl", rows)
     args = dpo_args(
         root, tuned, tmp_path / "dpo", pairs=7, help_pairs=0, extra=tmp_path / "own.jsonl"
     )
     dpo.main(args)
     rows = json.loads((tmp_path / "dpo" / "summary.json").read_text())["rows"]
-    assert rows == {"annotated_pairs": 7, "on_policy": 1}
+    assert rows == {"annotated_pairs": 7, "on_policy": 2}
 
 
 # --- processes -----------------------------------------------------------------------------------
