@@ -21,9 +21,12 @@ from guardrail.errors import ArtifactError, GuardrailError, PolicyError
 from guardrail.policy import Policy
 
 if TYPE_CHECKING:
+    from guardrail.audit import AuditLog, Fsync
     from guardrail.guard import Guard
 
 __all__ = [
+    "AuditKeyOption",
+    "AuditOption",
     "Device",
     "DeviceOption",
     "ModelOption",
@@ -32,6 +35,7 @@ __all__ = [
     "UsageError",
     "complain",
     "model_folder",
+    "open_audit",
     "open_guard",
     "text_of",
 ]
@@ -44,6 +48,14 @@ ModelOption = Annotated[str, typer.Option("--model", help="A model's name, or it
 DeviceOption = Annotated[
     Device,
     typer.Option("--device", help="auto takes CUDA where it works; cuda fails where it does not."),
+]
+AuditOption = Annotated[
+    Path | None,
+    typer.Option("--audit", metavar="LOG", help="Append each verdict, without texts, to this log."),
+]
+AuditKeyOption = Annotated[
+    Path | None,
+    typer.Option("--audit-key", metavar="FILE", help="The log's key; LOG.key if left out."),
 ]
 
 
@@ -121,7 +133,28 @@ def model_folder(model: str) -> Path:
     return folder
 
 
-def open_guard(model: str, policy: str, device: Device, *, threads: int | None = None) -> Guard:
+def open_audit(path: Path | None, key: Path | None, *, fsync: Fsync = "always") -> AuditLog | None:
+    """The log of `--audit`; None where none is asked for. Raises UsageError."""
+    if path is None:
+        if key is not None:
+            raise UsageError("--audit-key is of --audit: add --audit LOG")
+        return None
+    from guardrail.audit import AuditError, AuditLog
+
+    try:
+        return AuditLog(path, key=key, fsync=fsync)
+    except AuditError as error:
+        raise UsageError(f"--audit {error}") from None
+
+
+def open_guard(
+    model: str,
+    policy: str,
+    device: Device,
+    *,
+    threads: int | None = None,
+    audit: AuditLog | None = None,
+) -> Guard:
     """threads: of one inference; all cores by default."""
     chosen = Policy.load(policy)  # before the model: a wrong word should not cost a second
     folder = model_folder(model)
@@ -129,4 +162,4 @@ def open_guard(model: str, policy: str, device: Device, *, threads: int | None =
     from guardrail.guard import Guard
     from guardrail.moderator import OnnxModerator
 
-    return Guard(OnnxModerator(folder, device=device, threads=threads), chosen)
+    return Guard(OnnxModerator(folder, device=device, threads=threads), chosen, audit=audit)

@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import typer
 
 from guardrail._cli import (
+    AuditKeyOption,
+    AuditOption,
     Device,
     DeviceOption,
     ModelOption,
@@ -16,6 +18,7 @@ from guardrail._cli import (
     UsageError,
     complain,
     model_folder,
+    open_audit,
     open_guard,
 )
 from guardrail.policy import Policy
@@ -66,6 +69,8 @@ def scan(
     report_texts: Annotated[
         bool, typer.Option("--report-texts", help="The worst texts' beginnings in the report.")
     ] = False,
+    audit: AuditOption = None,
+    audit_key: AuditKeyOption = None,
     overwrite: Annotated[
         bool, typer.Option("--overwrite", help="Replace OUT, and what another scan left.")
     ] = False,
@@ -85,6 +90,7 @@ def scan(
             chunk=batch_size,
             overwrite=overwrite,
             excerpts=report_texts,
+            audit=open_audit(audit, audit_key, fsync="interval"),  # and once per chunk
         )
         if engine == "ray":
             judge = _ray(model, policy, device, workers, gpus_per_worker, address)
@@ -118,7 +124,7 @@ def _check_options(
 ) -> None:
     if engine == "local" and (address is not None or gpus):
         raise UsageError("--address and --gpus-per-worker are of --engine ray: add that")
-    if engine == "ray" and device == "cuda" and not gpus:
+    if engine == "ray" and device in ("cuda", "tensorrt") and not gpus:
         raise UsageError("--device cuda needs GPUs from Ray: add --gpus-per-worker, 0.25 say")
     if report is not None and not report.parent.is_dir():
         raise UsageError(f"{report.parent}: no such folder: make it first")

@@ -117,6 +117,14 @@ class AuditLog:
         with self._writing():
             return str(self._tail())
 
+    def sync(self) -> None:
+        """Have on disk, whatever `fsync` is, what is in the file appended to. Raises AuditError."""
+        with self._writing():
+            if self.path.exists():
+                with self.path.open("rb+") as file:
+                    os.fsync(file.fileno())
+                fsync_folder(self.path.parent)
+
     # --- what a row says --------------------------------------------------------------------------
 
     def _content(self, pair: Pair, verdict: Verdict) -> dict[str, Any]:

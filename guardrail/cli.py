@@ -14,12 +14,15 @@ import typer
 
 from guardrail import __version__
 from guardrail._cli import (
+    AuditKeyOption,
+    AuditOption,
     DeviceOption,
     ModelOption,
     OneLineErrors,
     PolicyOption,
     UsageError,
     complain,
+    open_audit,
     open_guard,
     text_of,
 )
@@ -74,6 +77,8 @@ def check(
     policy: PolicyOption = "balanced",
     model: ModelOption = "small",
     device: DeviceOption = "auto",
+    audit: AuditOption = None,
+    audit_key: AuditKeyOption = None,
     as_json: Annotated[bool, typer.Option("--json", help="The verdict as one JSON line.")] = False,
 ) -> None:
     """Judge one prompt, or a response to it. Exits 0 when it is delivered (allow, flag), 3 when
@@ -84,11 +89,13 @@ def check(
         raise UsageError("only one of --prompt and --response can be read from stdin (-)")
     prompt, response = text_of("--prompt", prompt), text_of("--response", response)
 
+    log = open_audit(audit, audit_key)
+
     from guardrail._render import console, verdict_view
 
     err = console(stderr=True)
     with err.status("judging...") if err.is_terminal else nullcontext():
-        verdict = open_guard(model, policy, device).check(prompt, response)
+        verdict = open_guard(model, policy, device, audit=log).check(prompt, response)
     if as_json:
         print(json.dumps(verdict.to_json(), ensure_ascii=False))
     else:
@@ -109,9 +116,7 @@ def doctor(
     audit: Annotated[
         Path | None, typer.Option("--audit", metavar="LOG", help="An audit log to look at too.")
     ] = None,
-    audit_key: Annotated[
-        Path | None, typer.Option("--audit-key", help="Its key; LOG.key if left out.")
-    ] = None,
+    audit_key: AuditKeyOption = None,
     as_json: Annotated[bool, typer.Option("--json", help="A JSON list of the checks.")] = False,
 ) -> None:
     """Look at what the guard runs on: packages, providers, device, model, policy, audit log, speed.

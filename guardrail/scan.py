@@ -16,10 +16,13 @@ from pathlib import Path
 from typing import IO, Any
 
 from guardrail import __version__
+from guardrail._audit_files import AuditError
 from guardrail._rows import Fields, ScanError, ScanUsageError
-from guardrail._scan_local import Engine, LocalEngine
+from guardrail._scan_audit import ScanAudit
+from guardrail._scan_local import Engine, Judged, LocalEngine
 from guardrail._scan_source import open_format, open_source
 from guardrail._scan_tally import Tally
+from guardrail.audit import AuditLog
 
 try:
     import fcntl
@@ -36,6 +39,7 @@ class Scan:
     chunk: rows written together, and lost at most (with a few read ahead) when the process dies.
     overwrite: replace an output that is there, and drop what another scan left behind.
     excerpts: keep the beginnings of the most harmful texts in the tally, for the report.
+    audit: has each verdict, once, before its row is written; where that fails, the scan stops.
 
     Raises ScanUsageError when made; `run` raises ScanError, and ScanUsageError where what an
     earlier run left belongs to another scan.
@@ -50,6 +54,7 @@ class Scan:
         chunk: int = 256,
         overwrite: bool = False,
         excerpts: bool = False,
+        audit: AuditLog | None = None,
     ) -> None:
         self.output = output
         self.partial = output.with_name(output.name + ".partial")
@@ -57,6 +62,8 @@ class Scan:
         self._chunk = chunk
         self._overwrite = overwrite
         self._excerpts = excerpts
+        self._log = audit
+        self._audit: ScanAudit | None = None
         self._check_output()
         self.source = open_source(str(source))
         if output.exists() and any(output.samefile(path) for path in self.source.files):
@@ -117,16 +124,27 @@ class Scan:
             except OSError as error:
                 raise self._unwritable(error) from error
 
-        if not size:
-            save(self._format.header())
+        save(b"" if size else self._format.header())  # with this process in the audit's state
         progress(tally)
         with closing(engine.judge(self._format, tally.rows, self._chunk)) as chunks:
             for judged in chunks:
+                self._write_audit(judged)
                 for row, outcome in judged:
                     tally.add(row, outcome, excerpts=self._excerpts)
                 save(b"".join(self._format.encode(row, outcome) for row, outcome in judged))
                 progress(tally)
         return size
+
+    def _write_audit(self, judged: Judged) -> None:
+        if self._audit is None:
+            return
+        try:
+            self._audit.write(judged)
+        except AuditError as error:
+            raise ScanError(
+                f"{error}: mend that and run the same command again; it goes on after the rows "
+                "that are safe"
+            ) from error
 
     def _finish(self, file: IO[bytes], identity: dict[str, Any], size: int, tally: Tally) -> None:
         try:
@@ -159,6 +177,7 @@ class Scan:
             "input": self.source.identity(),
             "prompt field": self._format.fields.prompt,
             "response field": list(self._format.fields.responses),
+            "audit log": None if self._log is None else str(self._log.path),
             **engine.identity,
         }
 
@@ -175,15 +194,18 @@ class Scan:
         """The tally and the size of what counts in the partial file, cut back to it."""
         tally, size = Tally(), 0
         left = self._left_behind(file)
+        logged: dict[str, Any] | None = None
         if left is not None:
             differs = [k for k, value in identity.items() if left["scan"].get(k) != value]
             if not differs:
                 tally, size = Tally.from_json(left["tally"]), int(left["bytes"])
+                logged = left.get("audit")
             elif not self._overwrite:
                 raise ScanUsageError(
                     f"{self.partial}: left by another scan ({', '.join(differs)} differs): repeat "
                     "that one to finish it, give another --output, or --overwrite to drop it"
                 )
+        self._audit = None if self._log is None else ScanAudit(self._log, logged)
         file.truncate(size)
         file.seek(size)
         return tally, size
@@ -194,6 +216,8 @@ class Scan:
         try:
             left: dict[str, Any] = json.loads(self.state.read_bytes())
             Tally.from_json(left["tally"])
+            if (logged := left.get("audit")) is not None:
+                int(logged["after"]), list(logged["pids"])
             if int(left["bytes"]) <= present and isinstance(left["scan"], dict):
                 return left
             problem = f"{self.partial} is shorter than this says"
@@ -209,6 +233,8 @@ class Scan:
         self, identity: dict[str, Any], size: int, tally: Tally, *, complete: bool = False
     ) -> None:
         data = {"scan": identity, "bytes": size, "complete": complete, "tally": tally.to_json()}
+        if self._audit is not None:
+            data["audit"] = self._audit.state
         fresh = self.state.with_name(self.state.name + ".new")
         with fresh.open("wb") as file:
             file.write(json.dumps(data, indent=1).encode())
