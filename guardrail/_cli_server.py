@@ -42,7 +42,9 @@ def serve(
     model: Annotated[
         str | None, typer.Option("--model", help="The moderator's name, or its folder.")
     ] = None,
-    device: Annotated[Device | None, typer.Option("--device", help="auto, cpu, cuda.")] = None,
+    device: Annotated[
+        Device | None, typer.Option("--device", help="auto, cpu, cuda, tensorrt.")
+    ] = None,
     host: Annotated[str | None, typer.Option(help="By default 127.0.0.1.")] = None,
     port: Annotated[int | None, typer.Option(help="By default 8000; 0 takes a free one.")] = None,
     workers: Annotated[int | None, typer.Option(help="Processes, each with its model.")] = None,

@@ -16,7 +16,19 @@ from guardrail.errors import ArtifactError, require
 
 __all__ = ["Device", "open_session"]
 
-Device = Literal["auto", "cpu", "cuda"]
+Device = Literal["auto", "cpu", "cuda", "tensorrt"]
+
+# What each device asks for, best first; a provider hands on what it cannot compute.
+_PROVIDERS = {
+    "cpu": ("CPUExecutionProvider",),
+    "cuda": ("CUDAExecutionProvider", "CPUExecutionProvider"),
+    "tensorrt": (
+        "TensorrtExecutionProvider",
+        "CUDAExecutionProvider",
+        "CPUExecutionProvider",
+    ),
+}
+_LIBRARIES = {"cuda": "CUDA or cuDNN", "tensorrt": "TensorRT, CUDA or cuDNN"}
 
 
 def open_session(
@@ -33,15 +45,16 @@ def open_session(
     # Idle spinning would take cores from the chat model that runs beside the guard.
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")
     available = ort.get_available_providers()
-    wanted = ["CPUExecutionProvider"]
-    if device == "cuda" or (device == "auto" and "CUDAExecutionProvider" in available):
-        wanted.insert(0, "CUDAExecutionProvider")
-    if device == "cuda" and "CUDAExecutionProvider" not in available:
+    chosen = device
+    if device == "auto":
+        chosen = "cuda" if _PROVIDERS["cuda"][0] in available else "cpu"
+    if _PROVIDERS[chosen][0] not in available:
         raise ArtifactError(
-            f"device='cuda': this onnxruntime has no CUDA provider, only {', '.join(available)}: "
-            "pip uninstall onnxruntime, then pip install 'guardrail-severity[gpu]'"
+            f"device={device!r}: this onnxruntime has no {_PROVIDERS[chosen][0]}, only "
+            f"{', '.join(available)}: pip uninstall onnxruntime, then pip install "
+            "'guardrail-severity[gpu]'"
         )
-    if "CUDAExecutionProvider" in wanted and hasattr(ort, "preload_dlls"):
+    if chosen != "cpu" and hasattr(ort, "preload_dlls"):
         # CUDA and cuDNN as pip installs them lie where no loader looks. What it does not find it
         # prints on stdout, which may be JSON; the doctor says it better.
         with contextlib.redirect_stdout(io.StringIO()):
@@ -49,17 +62,21 @@ def open_session(
     try:
         # The fused kernel is slower than the two it replaces, 1.1 ms of 9 for 128 tokens.
         session = ort.InferenceSession(
-            str(path), options, providers=wanted, disabled_optimizers=["SkipLayerNormFusion"]
+            str(path),
+            options,
+            providers=list(_PROVIDERS[chosen]),
+            disabled_optimizers=["SkipLayerNormFusion"],
         )
     except Exception as error:  # onnxruntime raises classes of its own, none public
         raise ArtifactError(f"{path}: onnxruntime cannot open it: {error}") from error
     missing = set(outputs) - {output.name for output in session.get_outputs()}
     if missing:
         raise ArtifactError(f"{path}: the model has no output {' and no '.join(sorted(missing))}")
-    got = "cuda" if "CUDAExecutionProvider" in session.get_providers() else "cpu"
-    if device == "cuda" and got != "cuda":
+    got = next(d for d, order in _PROVIDERS.items() if order[0] == session.get_providers()[0])
+    if device not in ("auto", got):
         raise ArtifactError(
-            "device='cuda': onnxruntime fell back to the CPU, so its CUDA or cuDNN libraries are "
-            "missing or of another version: run `guardrail doctor`, or use device='auto'"
+            f"device={device!r}: onnxruntime fell back to {got}, so its {_LIBRARIES[device]} "
+            "libraries are missing or of another version: run `guardrail doctor`, or use "
+            "device='auto'"
         )
     return session, got

@@ -50,7 +50,7 @@ class LocalEngine:
 
     def __init__(self, guard: Guard, workers: int | None = None) -> None:
         self._guard = guard
-        on_gpu = getattr(guard.moderator, "device", "cpu") == "cuda"
+        on_gpu = getattr(guard.moderator, "device", "cpu") != "cpu"
         self._group = _GPU_BATCH if on_gpu else 1
         self.workers = workers or (2 if on_gpu else cores())
 

@@ -17,6 +17,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
+from guardrail._onnx import Device
 from guardrail._server_keys import HASH
 from guardrail.errors import GuardrailError, PolicyError, UpstreamError
 from guardrail.policy import PRESETS, Policy
@@ -42,7 +43,7 @@ class ModelSettings(_Table):
     """The moderator. batching: judge what several callers send in one go."""
 
     name: Name = "small"
-    device: Literal["auto", "cpu", "cuda"] = "auto"
+    device: Device = "auto"
     threads: Count | None = None
     batching: bool = True
 

@@ -91,7 +91,9 @@ class Batcher:
         device = getattr(moderator, "device", None)
         self.moderator = moderator
         self._name = moderator.id
-        self.workers = (2 if device == "cuda" else _cores()) if workers is None else workers
+        self.workers = (
+            (2 if device in ("cuda", "tensorrt") else _cores()) if workers is None else workers
+        )
         self.max_batch = (1 if device == "cpu" else 64) if max_batch is None else max_batch
         self.max_pending = max_pending
         self._latency = latency

@@ -172,7 +172,7 @@ def _artifact(model: str | Path) -> Check:
 
 
 def _no_device(asked: str, error: GuardrailError) -> Check:
-    missing = missing_cuda_library() if asked == "cuda" else None
+    missing = missing_cuda_library() if asked in ("cuda", "tensorrt") else None
     detail = f"asked for {asked}: {error}"
     if missing is None:
         return Check("device", "failure", detail, "use --device auto or cpu")

@@ -156,6 +156,7 @@ class OnnxChat:
         self._stop = frozenset(self.manifest.stop)
         path = self.folder / "model.onnx"
         self._session, self.device = open_session(path, device, threads, outputs=("logits",))
+        self._memory = "cpu" if self.device == "cpu" else "cuda"
         self._threaded = as_chat_model(self.stream)
 
     def complete(self, messages: str | Sequence[Message]) -> Reply:
@@ -203,7 +204,7 @@ class OnnxChat:
         size = self.manifest.cache
         empty = np.zeros((1, size["kv_heads"], 0, size["head"]), np.float32)
         return {
-            f"past_{what}_{i}": OrtValue.ortvalue_from_numpy(empty, self.device)
+            f"past_{what}_{i}": OrtValue.ortvalue_from_numpy(empty, self._memory)
             for i in range(size["layers"])
             for what in ("key", "value")
         }
@@ -218,7 +219,7 @@ class OnnxChat:
         bound.bind_cpu_input("keep", np.array([1], np.int64))
         for name, value in cache.items():
             bound.bind_ortvalue_input(name, value)
-            bound.bind_output(name.replace("past", "present"), self.device)
+            bound.bind_output(name.replace("past", "present"), self._memory)
         bound.bind_output("logits", "cpu")
         try:
             self._session.run_with_iobinding(bound)

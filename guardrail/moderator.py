@@ -50,7 +50,8 @@ class OnnxModerator:
     """A model artifact run by ONNX Runtime.
 
     model: a bundled or installed name (`small`), or the path of a model folder.
-    device: `cpu`, `cuda` (raises when it cannot be had), `auto` (CUDA where it works, else CPU);
+    device: `cpu`; `cuda` or `tensorrt`, which raise when they cannot be had (TensorRT builds an
+        engine per shape first, and is for the fp16 export); `auto`, CUDA where it works, else CPU.
         `self.device` tells which one it is.
     threads: of one inference; all cores by default.
     locate: find the passages that carry the harm, at the cost of judging the sentences of texts
@@ -111,7 +112,7 @@ class OnnxModerator:
         categories = np.empty((len(windows), len(Category)))
         # Dynamic int8 scales activations by the largest of a batch: windows judged together shift
         # one another's probabilities, by 0.2 at worst. One by one is also as fast on a CPU.
-        for part in _batches(windows, 8192 if self.device == "cuda" else 1):
+        for part in _batches(windows, 1 if self.device == "cpu" else 8192):
             inputs = pad([windows[i] for i in part], self._encoder.pad_id)
             feed = {name: array for name, array in inputs.items() if name in self._inputs}
             try:

@@ -117,7 +117,7 @@ def test_a_device_that_cannot_be_had_is_a_failure() -> None:
         pytest.skip("this machine has CUDA")
     rows = by_name(list(diagnose(device="cuda")))
     assert rows["device"].status == "failure"
-    assert "no CUDA provider" in rows["device"].detail
+    assert "no CUDAExecutionProvider" in rows["device"].detail
 
 
 def test_a_model_of_an_older_taxonomy_is_a_failure(tmp_path: Path) -> None:

@@ -222,14 +222,33 @@ def test_thresholds_are_the_manifests(model: OnnxModerator) -> None:
 # --- devices and failures ------------------------------------------------------------------------
 
 
-def test_cuda_is_refused_where_there_is_none() -> None:
+@pytest.mark.parametrize(
+    ("device", "provider"),
+    [("cuda", "CUDAExecutionProvider"), ("tensorrt", "TensorrtExecutionProvider")],
+)
+def test_a_gpu_is_refused_where_there_is_none(device: Device, provider: str) -> None:
     import onnxruntime
 
-    if "CUDAExecutionProvider" in onnxruntime.get_available_providers():
-        pytest.skip("this machine's onnxruntime has CUDA")
-    with pytest.raises(ArtifactError, match=r"no CUDA provider.*pip install"):
-        OnnxModerator(device="cuda")
-    assert OnnxModerator(device="auto").device == "cpu"
+    if provider in onnxruntime.get_available_providers():
+        pytest.skip(f"this machine's onnxruntime has {provider}")
+    with pytest.raises(ArtifactError, match=rf"no {provider}.*pip install"):
+        OnnxModerator(device=device)
+    if "CUDAExecutionProvider" not in onnxruntime.get_available_providers():
+        assert OnnxModerator(device="auto").device == "cpu"
+
+
+@pytest.mark.parametrize("device", ["cuda", "tensorrt"])
+def test_a_gpu_judges_as_the_cpu_does(device: Device) -> None:
+    """fp32 and int8 products differ in order of summation only, so by far less than a decision."""
+    try:
+        gpu = OnnxModerator(device=device)
+    except ArtifactError as error:
+        pytest.skip(f"no {device} here: {error}")
+    alone = OnnxModerator(device="cpu").assess(PAIRS)
+    for seen, expected in zip(gpu.assess(PAIRS), alone, strict=True):
+        assert dict(seen.severity_probabilities) == pytest.approx(
+            dict(expected.severity_probabilities), abs=0.05
+        )
 
 
 def test_a_device_that_is_none_is_refused() -> None:
