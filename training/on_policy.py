@@ -80,9 +80,12 @@ def choose(
     rng: random.Random,
 ) -> Preference | None:
     """What the draws of one prompt teach. A harmful prompt: its safest answer before its most
-    harmful one. An everyday prompt: an answer before a refusal. The better side is taken from
+    harmful one. An everyday prompt: an answer before a refusal; one that is only borderline
+    teaches nothing, for a refusal may be right there. The better side is taken from
     `demonstrations` (of this prompt; refusals, of any) where no draw will do."""
     prompt, harmful = draws[0].prompt, draws[0].harmful
+    if not harmful and any(d.prompt == prompt and d.kind != "benign" for d in demonstrations):
+        return None
     coherent = [d for d in draws if d.answer and repetition(d.answer) <= _REPEATING]
     safe = sorted((d for d in coherent if d.cost <= -margin), key=lambda d: d.cost)
     own = [d.answer for d in demonstrations if d.prompt == prompt]

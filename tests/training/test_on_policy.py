@@ -22,6 +22,7 @@ REFUSAL = "I'm sorry, but I can't help with that."
 SHOWN = [
     Demonstration("how to harm", REFUSAL, "refusal", "test"),
     Demonstration("how to bake", "Mix flour and water.", "benign", "test"),
+    Demonstration("how to hide", "Why, from whom?", "borderline", "test"),
 ]
 
 
@@ -56,6 +57,11 @@ def test_where_every_draw_refuses_the_demonstrated_answer_is_preferred() -> None
     found = chosen(False, (REFUSAL, -3.0))
     assert found is not None
     assert found.answers[0] == "Mix flour and water."
+
+
+def test_a_borderline_prompt_teaches_nothing_about_refusals() -> None:
+    draws = [Draw("how to hide", False, a, -1.0) for a in (REFUSAL, "Behind a tree.")]
+    assert choose(draws, SHOWN, 0.5, random.Random(0)) is None
 
 
 @pytest.mark.parametrize("harmful", [True, False])
