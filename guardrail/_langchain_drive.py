@@ -18,8 +18,8 @@ from langchain_core.runnables.config import ensure_config, var_child_runnable_co
 
 from guardrail._langchain_answer import Answer, from_turns, to_turns
 from guardrail.chat import AsyncChatStream, ChatStream
-from guardrail.chat_model import Message, Reply
-from guardrail.conversation import ChatResult, Rules, conversation, read_messages
+from guardrail.chat_model import Reply
+from guardrail.conversation import ChatResult, Open, Rules, conversation, read_messages
 from guardrail.errors import UpstreamError
 from guardrail.guard import Guard
 from guardrail.stream import StreamConfig
@@ -74,9 +74,9 @@ class Run:
         """The judged pieces; those after the text's end come with the result. Raises what the
         model raises, Blocked where asked to, ValueError on messages without a user's."""
 
-        def pull(turns: list[Message]) -> Iterator[Reply]:
+        def pull(step: Open) -> Iterator[Reply]:
             with _detached():
-                pieces = open_(from_turns(turns))
+                pieces = open_(from_turns(step.messages))
             try:
                 while True:
                     with _detached():
@@ -107,9 +107,9 @@ class Run:
     ) -> AsyncIterator[tuple[Piece, ChatResult | None]]:
         """`stream`, without blocking the event loop."""
 
-        async def pull(turns: list[Message]) -> AsyncIterator[Reply]:
+        async def pull(step: Open) -> AsyncIterator[Reply]:
             with _detached():
-                pieces = open_(from_turns(turns))
+                pieces = open_(from_turns(step.messages))
             try:
                 while True:
                     with _detached():

@@ -6,13 +6,15 @@ else that they could disagree on.
 
 from __future__ import annotations
 
+import asyncio
 import dataclasses
+import logging
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Generator, Iterator, Sequence
 from contextlib import contextmanager
 from types import TracebackType
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
-from guardrail.chat_model import ChatModel, Message, Reply, as_chat_model
+from guardrail.chat_model import ChatModel, Message, Reply, as_chat_model, drawn
 from guardrail.conversation import (
     ChatResult,
     Check,
@@ -20,6 +22,7 @@ from guardrail.conversation import (
     Emit,
     Open,
     Pull,
+    Rank,
     Rules,
     Step,
     conversation,
@@ -28,8 +31,14 @@ from guardrail.conversation import (
 from guardrail.errors import UpstreamError
 from guardrail.guard import Guard
 from guardrail.stream import StreamConfig
+from guardrail.verdict import Pair
+
+if TYPE_CHECKING:
+    from guardrail.score import BestOf
 
 __all__ = ["AsyncChatStream", "ChatResult", "ChatStream", "GuardedChat"]
+
+logger = logging.getLogger("guardrail")
 
 _Flow = Generator[Step, Any, ChatResult]
 
@@ -52,6 +61,8 @@ class GuardedChat:
         leave it out (`result.blocked`) if the chat is to go on.
     regenerate_tries: how often a model is asked again, with a safety instruction, when the policy
         says `regenerate` and nothing of its answer was released; then it is a refusal.
+    best_of: how the answers of all these tries are compared (`guardrail.score.BestOf`): the best of
+        those that may go out is given, at once. Without it, the first of them is.
     stream_config: how often a stream is judged.
 
     Actions: allow and flag deliver; redact masks the passages and goes on (the model, too, is sent
@@ -72,6 +83,7 @@ class GuardedChat:
         on_block: Literal["refuse", "raise"] = "refuse",
         context_turns: int = 4,
         regenerate_tries: int = 2,
+        best_of: BestOf | None = None,
         stream_config: StreamConfig | None = None,
     ) -> None:
         if on_block not in ("refuse", "raise"):
@@ -86,14 +98,17 @@ class GuardedChat:
             on_block,
             context_turns,
             regenerate_tries,
+            best_of is not None,
         )
+        self._best_of = best_of
 
     def complete(self, messages: str | Sequence[Message]) -> ChatResult:
         """The whole answer, judged as one."""
         stream = ChatStream(
             self._flow(messages, whole=True),
             self._guard,
-            lambda turns: iter([self._model.complete(turns)]),
+            lambda step: iter([drawn(self._model, step.draw).complete(step.messages)]),
+            self._best_of,
         )
         with stream:
             for _ in stream:
@@ -102,22 +117,33 @@ class GuardedChat:
 
     def stream(self, messages: str | Sequence[Message]) -> ChatStream:
         """The answer in pieces, each of them judged before it is given out."""
-        return ChatStream(self._flow(messages), self._guard, self._model.stream)
+        return ChatStream(
+            self._flow(messages),
+            self._guard,
+            lambda step: drawn(self._model, step.draw).stream(step.messages),
+            self._best_of,
+        )
 
     async def acomplete(self, messages: str | Sequence[Message]) -> ChatResult:
         """`complete`, without blocking the event loop."""
 
-        async def once(turns: list[Message]) -> AsyncIterator[Reply]:
-            yield await self._model.acomplete(turns)
+        async def once(step: Open) -> AsyncIterator[Reply]:
+            yield await drawn(self._model, step.draw).acomplete(step.messages)
 
-        async with AsyncChatStream(self._flow(messages, whole=True), self._guard, once) as stream:
+        flow = self._flow(messages, whole=True)
+        async with AsyncChatStream(flow, self._guard, once, self._best_of) as stream:
             async for _ in stream:
                 pass
         return stream.result
 
     def astream(self, messages: str | Sequence[Message]) -> AsyncChatStream:
         """`stream`, without blocking the event loop."""
-        return AsyncChatStream(self._flow(messages), self._guard, self._model.astream)
+        return AsyncChatStream(
+            self._flow(messages),
+            self._guard,
+            lambda step: drawn(self._model, step.draw).astream(step.messages),
+            self._best_of,
+        )
 
     def _flow(self, messages: str | Sequence[Message], *, whole: bool = False) -> _Flow:
         rules = self._rules
@@ -145,9 +171,10 @@ class ChatStream(_Result):
         self,
         flow: _Flow,
         guard: Guard,
-        open_: Callable[[list[Message]], Iterator[Reply]],
+        open_: Callable[[Open], Iterator[Reply]],
+        best_of: BestOf | None = None,
     ) -> None:
-        self._steps = self._drive(flow, guard, open_)
+        self._steps = self._drive(flow, guard, open_, best_of)
 
     def __iter__(self) -> Iterator[str]:
         return self
@@ -170,7 +197,11 @@ class ChatStream(_Result):
         self.close()
 
     def _drive(
-        self, flow: _Flow, guard: Guard, open_: Callable[[list[Message]], Iterator[Reply]]
+        self,
+        flow: _Flow,
+        guard: Guard,
+        open_: Callable[[Open], Iterator[Reply]],
+        best_of: BestOf | None,
     ) -> Generator[str, None, None]:
         pieces: Iterator[Reply] = iter(())
         answer: Any = None
@@ -181,14 +212,16 @@ class ChatStream(_Result):
                 match step:
                     case Check(pairs):
                         answer = guard.check_many(pairs)
-                    case Open(messages):
+                    case Open():
                         with _upstream():
-                            pieces = open_(messages)
+                            pieces = open_(step)
                     case Pull():
                         with _upstream():
                             answer = next(pieces, None)
                     case Close():
                         _close(pieces)
+                    case Rank(pairs):
+                        answer = _scores(best_of, pairs)
                     case Emit(text):
                         yield text
         except StopIteration as end:
@@ -205,9 +238,10 @@ class AsyncChatStream(_Result):
         self,
         flow: _Flow,
         guard: Guard,
-        open_: Callable[[list[Message]], AsyncIterator[Reply]],
+        open_: Callable[[Open], AsyncIterator[Reply]],
+        best_of: BestOf | None = None,
     ) -> None:
-        self._steps = self._drive(flow, guard, open_)
+        self._steps = self._drive(flow, guard, open_, best_of)
 
     def __aiter__(self) -> AsyncIterator[str]:
         return self
@@ -230,7 +264,11 @@ class AsyncChatStream(_Result):
         await self.aclose()
 
     async def _drive(
-        self, flow: _Flow, guard: Guard, open_: Callable[[list[Message]], AsyncIterator[Reply]]
+        self,
+        flow: _Flow,
+        guard: Guard,
+        open_: Callable[[Open], AsyncIterator[Reply]],
+        best_of: BestOf | None,
     ) -> AsyncGenerator[str, None]:
         pieces: AsyncIterator[Reply] | None = None
         answer: Any = None
@@ -241,15 +279,17 @@ class AsyncChatStream(_Result):
                 match step:
                     case Check(pairs):
                         answer = await guard.acheck_many(pairs)
-                    case Open(messages):
+                    case Open():
                         with _upstream():
-                            pieces = open_(messages)
+                            pieces = open_(step)
                     case Pull():
                         assert pieces is not None  # the protocol opens before it pulls
                         with _upstream():
                             answer = await anext(pieces, None)
                     case Close():
                         await _aclose(pieces)
+                    case Rank(pairs):
+                        answer = await asyncio.to_thread(_scores, best_of, pairs)
                     case Emit(text):
                         yield text
         except StopIteration as end:
@@ -267,6 +307,16 @@ def _upstream() -> Iterator[None]:
         raise
     except Exception as error:
         raise UpstreamError(f"the chat model failed: {type(error).__name__}: {error}") from error
+
+
+def _scores(best_of: BestOf | None, pairs: list[Pair]) -> list[float]:
+    """Each of the answers may go out, so that where they cannot be compared the first one does."""
+    assert best_of is not None  # the protocol ranks where it was told to
+    try:
+        return best_of.scores(pairs)
+    except Exception as error:
+        logger.error("%d answers were not compared, the first is given: %s", len(pairs), error)
+        return [0.0] * len(pairs)
 
 
 def _close(pieces: Iterator[Reply]) -> None:

@@ -23,7 +23,7 @@ from typing import Any, Protocol, cast, runtime_checkable
 
 from guardrail.errors import UpstreamError
 
-__all__ = ["ChatModel", "Message", "Reply", "as_chat_model"]
+__all__ = ["ChatModel", "Message", "Reply", "as_chat_model", "drawn"]
 
 Message = Mapping[str, Any]
 
@@ -47,6 +47,13 @@ class ChatModel(Protocol):
     async def acomplete(self, messages: Sequence[Message]) -> Reply: ...
 
     def astream(self, messages: Sequence[Message]) -> AsyncIterator[Reply]: ...
+
+
+def drawn(model: ChatModel, draw: int) -> ChatModel:
+    """The model that gives one of several answers to the same messages: `model.redrawn(draw)`,
+    where it has that, for a seeded one would give the first again; else the model itself."""
+    redrawn = getattr(model, "redrawn", None)
+    return model if redrawn is None or draw == 0 else cast(ChatModel, redrawn(draw))
 
 
 def as_chat_model(model: ChatModel | Callable[[list[Message]], Any]) -> ChatModel:

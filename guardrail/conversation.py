@@ -1,10 +1,11 @@
 """One guarded answer, sans-IO: a generator yields what has to be done and is sent what came of it.
 
-    Check(pairs)      judge them           -> one verdict each
-    Open(messages)    call the chat model  -> None
-    Pull()            its next piece       -> a Reply, or None at the end
-    Close()           drop the answer      -> None
-    Emit(text)        give to the caller   -> None
+    Check(pairs)            judge them           -> one verdict each
+    Open(messages, draw)    call the chat model  -> None
+    Pull()                  its next piece       -> a Reply, or None at the end
+    Close()                 drop the answer      -> None
+    Rank(pairs)             score the answers    -> one float each, the best the largest
+    Emit(text)              give to the caller   -> None
 
 `guardrail.chat` runs it, sync and async. It opens nothing and knows no clock.
 """
@@ -31,6 +32,7 @@ __all__ = [
     "Emit",
     "Open",
     "Pull",
+    "Rank",
     "Rules",
     "Step",
     "conversation",
@@ -71,7 +73,10 @@ class Check:
 
 @dataclass(frozen=True, slots=True)
 class Open:
+    """draw: 0 for the first answer; a seeded model answers each draw anew."""
+
     messages: list[Message]
+    draw: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,11 +90,16 @@ class Close:
 
 
 @dataclass(frozen=True, slots=True)
+class Rank:
+    pairs: list[Pair]
+
+
+@dataclass(frozen=True, slots=True)
 class Emit:
     text: str
 
 
-Step = Check | Open | Pull | Close | Emit
+Step = Check | Open | Pull | Close | Rank | Emit
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,6 +111,7 @@ class Rules:
     on_block: Literal["refuse", "raise"] = "refuse"
     context_turns: int = 4
     regenerate_tries: int = 2
+    best_of: bool = False
 
 
 def read_messages(messages: str | Sequence[Message]) -> list[Message]:
@@ -129,19 +140,65 @@ def conversation(messages: Sequence[Message], rules: Rules) -> Generator[Step, A
     if not ok:
         return (yield from _refuse(seen, rules, ChatResult("", "", seen)))
     prompt = message_text(turns[_user_turns(turns)[-1]])
-    tries = rules.regenerate_tries
-    while True:
-        yield Open(turns)
+    yield Open(turns)
+    text, finish, verdict, ok = yield from _output(prompt, rules)
+    result = ChatResult(text, finish, seen, verdict)
+    # What the caller has seen cannot be taken back: then there is nothing to answer anew.
+    if not ok and verdict.action is Action.REGENERATE and not text:
+        again = _best if rules.best_of else _again
+        result, ok = yield from again(_instructed(turns), prompt, rules, result)
+    if ok:
+        return result
+    assert result.output_verdict is not None  # there was an answer, and it was judged
+    return (yield from _refuse(result.output_verdict, rules, result))
+
+
+def _again(
+    turns: list[Message], prompt: str, rules: Rules, result: ChatResult
+) -> Generator[Step, Any, tuple[ChatResult, bool]]:
+    """The first answer that goes out, or the last that did not; and whether it did."""
+    for draw in range(1, rules.regenerate_tries + 1):
+        yield Open(turns, draw)
         text, finish, verdict, ok = yield from _output(prompt, rules)
-        result = ChatResult(text, finish, seen, verdict)
+        result = ChatResult(text, finish, result.input_verdict, verdict)
+        if ok or text or verdict.action is not Action.REGENERATE:
+            return result, ok
+    return result, False
+
+
+def _best(
+    turns: list[Message], prompt: str, rules: Rules, result: ChatResult
+) -> Generator[Step, Any, tuple[ChatResult, bool]]:
+    """Of as many answers as there are tries, the best of those that may go out; else the last."""
+    whole = dataclasses.replace(rules, stream=rules.stream.gathered())
+    kept: list[ChatResult] = []
+    for draw in range(1, rules.regenerate_tries + 1):
+        yield Open(turns, draw)
+        text, finish, verdict, ok = yield from _unheard(_output(prompt, whole))
         if ok:
-            return result
-        # What the caller has seen cannot be taken back: then there is nothing to answer anew.
-        if verdict.action is not Action.REGENERATE or text or not tries:
-            return (yield from _refuse(verdict, rules, result))
-        if tries == rules.regenerate_tries:
-            turns = _instructed(turns)
-        tries -= 1
+            kept.append(ChatResult(text, finish, result.input_verdict, verdict))
+        else:
+            result = ChatResult("", finish, result.input_verdict, verdict)
+    if not kept:
+        return result, False
+    scores: Sequence[float] = yield Rank([Pair(prompt, one.text) for one in kept])
+    best = kept[max(range(len(kept)), key=scores.__getitem__)]
+    yield Emit(best.text)
+    return best, True
+
+
+def _unheard(
+    output: Generator[Step, Any, tuple[str, str, Verdict, bool]],
+) -> Generator[Step, Any, tuple[str, str, Verdict, bool]]:
+    """`output`, without its words: they are in what it returns."""
+    answer: Any = None
+    while True:
+        try:
+            step = output.send(answer)
+        except StopIteration as end:
+            found: tuple[str, str, Verdict, bool] = end.value
+            return found
+        answer = None if isinstance(step, Emit) else (yield step)
 
 
 def _refuse(verdict: Verdict, rules: Rules, result: ChatResult) -> Generator[Step, Any, ChatResult]:

@@ -10,6 +10,7 @@ end an answer and the hashes of both files. Needs onnxruntime, imported when a m
 
 from __future__ import annotations
 
+import copy
 import json
 import math
 import re
@@ -123,7 +124,8 @@ class OnnxChat:
     temperature: 0 is greedy, always the same answer; above it, tokens are drawn from the softmax of
         logits / temperature, of which top_p keeps the likeliest that together have this mass
         (nucleus sampling, Holtzman et al. 2020).
-    seed: makes the draws of each answer repeatable; without it every answer is another.
+    seed: makes the draws of each answer repeatable; without it every answer is another. `redrawn`
+        gives the answers after the first to the same messages.
     max_new_tokens: an answer that has as many ends there, with finish reason `length`.
     device, threads: as of `OnnxModerator`.
 
@@ -152,6 +154,7 @@ class OnnxChat:
         self.manifest = read_policy_manifest(self.folder)
         self.encoder = ChatEncoder(self.folder / "tokenizer.json", ChatFormat(**self.manifest.chat))
         self._temperature, self._top_p, self._seed = temperature, top_p, seed
+        self._draw = 0
         self._max_new_tokens = max_new_tokens
         self._stop = frozenset(self.manifest.stop)
         path = self.folder / "model.onnx"
@@ -174,7 +177,8 @@ class OnnxChat:
                 f"the chat has {len(prompt)} tokens, and {self.manifest.id} reads "
                 f"{self.manifest.context} with its answer: leave out earlier turns"
             )
-        rng = np.random.default_rng(self._seed)
+        seed = self._seed if self._seed is None or self._draw == 0 else (self._seed, self._draw)
+        rng = np.random.default_rng(seed)
         text = _Detokenizer(self.encoder.tokenizer)
         cache = self._empty_cache()
         for start in range(0, len(prompt), _CHUNK):
@@ -189,6 +193,14 @@ class OnnxChat:
                 yield Reply(piece)
             logits, cache = self._step([token], cache)
         yield Reply("", "length")
+
+    def redrawn(self, draw: int) -> OnnxChat:
+        """The same model for answer `draw` (1, 2, ...) to messages it has answered: it draws from
+        another seed, made of its own and `draw`."""
+        other = copy.copy(self)
+        other._draw = draw
+        other._threaded = as_chat_model(other.stream)
+        return other
 
     async def acomplete(self, messages: str | Sequence[Message]) -> Reply:
         """`complete`, in threads."""

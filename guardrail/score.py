@@ -2,12 +2,14 @@
 
 A reward says how helpful an answer is (0 is average, 1 a standard deviation better); a cost how
 harmful, where a cost above 0 means unsafe. `training.score_model` makes them; best-of-n in
-`regenerate` and PPO-Lagrangian use them. Needs onnxruntime, imported when a model is opened.
+`regenerate` (`BestOf`) and PPO-Lagrangian use them. Needs onnxruntime, imported when a model is
+opened.
 """
 
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -23,7 +25,7 @@ from guardrail.encoding import Encoder, EncoderConfig, Window, pad
 from guardrail.errors import ArtifactError, ModerationError
 from guardrail.verdict import Pair
 
-__all__ = ["OnnxScorer", "ScoreKind", "ScoreManifest", "read_score_manifest"]
+__all__ = ["BestOf", "OnnxScorer", "ScoreKind", "ScoreManifest", "Scorer", "read_score_manifest"]
 
 ScoreKind = Literal["reward", "cost"]
 _Floats = NDArray[np.float64]
@@ -113,6 +115,52 @@ class OnnxScorer:
         except Exception as error:  # onnxruntime raises classes of its own, none public
             raise ModerationError(f"{self.manifest.id}: inference failed: {error}") from error
         return np.asarray(found, dtype=np.float64)
+
+
+class Scorer(Protocol):
+    """Scores answers; `OnnxScorer` is one. Must be thread-safe. May raise ModerationError."""
+
+    kind: ScoreKind
+
+    def score(self, pairs: Sequence[Pair]) -> _Floats:
+        """One float per pair, (len(pairs),)."""
+        ...
+
+
+class BestOf:
+    """Compares answers by reward - harm_weight * cost: helpful and harmless at once.
+
+        GuardedChat(model, best_of=BestOf("build/reward", "build/cost"), regenerate_tries=4)
+
+    reward, cost: score models, or their folders; each has to be of its kind.
+    harm_weight: how much reward one unit of cost is worth (lambda); 0 or more.
+
+    The model has to answer otherwise each time it is asked: a temperature above 0. Raises
+    ArtifactError for a folder that is not whole, ValueError for a model of the other kind.
+    """
+
+    def __init__(
+        self, reward: str | Path | Scorer, cost: str | Path | Scorer, *, harm_weight: float = 1.0
+    ) -> None:
+        if not (math.isfinite(harm_weight) and harm_weight >= 0):
+            raise ValueError(f"harm_weight must be 0 or more, not {harm_weight}")
+        self._reward, self._cost = _scorer(reward, "reward"), _scorer(cost, "cost")
+        self._harm_weight = harm_weight
+
+    def scores(self, pairs: Sequence[Pair]) -> list[float]:
+        """One float per pair, the best the largest. Raises ModerationError."""
+        cost = self._harm_weight * self._cost.score(pairs)
+        found = [float(score) for score in self._reward.score(pairs) - cost]
+        if not all(map(math.isfinite, found)):
+            raise ModerationError("a score model gave a value that is no number")
+        return found
+
+
+def _scorer(model: str | Path | Scorer, kind: ScoreKind) -> Scorer:
+    scorer: Scorer = OnnxScorer(model) if isinstance(model, str | Path) else model
+    if scorer.kind != kind:
+        raise ValueError(f"best-of-n needs a {kind} model here, not a {scorer.kind} model")
+    return scorer
 
 
 def _texts(pair: tuple[str, str] | Pair) -> tuple[str, str]:

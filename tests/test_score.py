@@ -5,66 +5,15 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-import numpy as np
 import pytest
+from score_kit import CHAT, scorer_folder
 
 from guardrail.errors import ArtifactError, ModerationError
-from guardrail.score import OnnxScorer, ScoreKind, ScoreManifest, read_score_manifest
+from guardrail.score import OnnxScorer, ScoreKind, read_score_manifest
 from guardrail.verdict import Pair
 
 onnx = pytest.importorskip("onnx")
 pytest.importorskip("onnxruntime")
-
-WORDS = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "good", "bad", "filler", "broken"]
-WEIGHTS = [0, 0, 0, 0, 1, -1, 0, np.nan]
-PAIR = {"layout": "pair", "max_tokens": 24, "prompt_tokens": 6, "overlap": 2}
-CHAT = {
-    "layout": "chat",
-    "before": "",
-    "between": " filler ",
-    "after": " good",
-    "max_tokens": 20,
-    "pad_id": 0,
-}
-
-
-def scorer_folder(folder: Path, kind: ScoreKind = "reward", encoding: object = None) -> Path:
-    from onnx import TensorProto, helper, numpy_helper
-    from tokenizers import Tokenizer, models, pre_tokenizers
-
-    folder.mkdir(exist_ok=True)
-    tokenizer = Tokenizer(models.WordLevel({w: n for n, w in enumerate(WORDS)}, unk_token="[UNK]"))
-    tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
-    tokenizer.add_special_tokens(WORDS[:4])
-    tokenizer.save(str(folder / "tokenizer.json"))
-    graph = helper.make_graph(
-        [
-            helper.make_node("Gather", ["weights", "input_ids"], ["each"]),
-            helper.make_node("ReduceSum", ["each", "axis"], ["score"], keepdims=0),
-        ],
-        "bag",
-        [helper.make_tensor_value_info("input_ids", TensorProto.INT64, ["batch", "length"])],
-        [helper.make_tensor_value_info("score", TensorProto.FLOAT, ["batch"])],
-        [
-            numpy_helper.from_array(np.array(WEIGHTS, np.float32), "weights"),
-            numpy_helper.from_array(np.array([1], np.int64), "axis"),
-        ],
-    )
-    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=9)
-    onnx.save(model, str(folder / "model.onnx"))
-    manifest = ScoreManifest(
-        kind=kind,
-        id="bag",
-        base="none",
-        licence="Apache-2.0",
-        command="",
-        seed=0,
-        created="2026-01-01",
-        data={},
-        encoding=encoding or PAIR,  # type: ignore[arg-type]
-    )
-    manifest.write(folder)
-    return folder
 
 
 def test_one_float_per_answer_in_order(tmp_path: Path) -> None:
