@@ -66,6 +66,9 @@ def import_(
     queue_labelled: Annotated[
         bool, typer.Option(help="Ask people about rows that come with labels, too.")
     ] = False,
+    annotator: Annotated[
+        str | None, typer.Option(help="A person of the store who gave these labels elsewhere.")
+    ] = None,
 ) -> None:
     """Take rows in; makes the store where there is none. Malformed rows are listed, exit code 3."""
     from training.annotation.exchange import data_files, import_path
@@ -82,8 +85,9 @@ def import_(
         )
         return
     result = import_path(
-        target, source, form=form, queue_labelled=queue_labelled, progress=_progress
-    )
+        target, source, form=form, queue_labelled=queue_labelled, person=annotator,
+        progress=_progress,
+    )  # fmt: skip
     for problem in result.problems:
         typer.echo(problem, err=True)
     typer.echo(f"{result.rows} rows taken in, {len(result.problems)} malformed")

@@ -14,12 +14,13 @@ from pathlib import Path
 
 import numpy as np
 import tyro
+from numpy.typing import NDArray
 from scipy.sparse import csr_matrix, hstack
 from sklearn.feature_extraction.text import TfidfVectorizer
 from sklearn.linear_model import LogisticRegression
 from tqdm import tqdm
 
-from training.data import Example, read_examples, targets
+from training.data import normalise, read_examples, targets
 from training.metrics import moderation_metrics
 
 
@@ -30,39 +31,60 @@ class Args:
     c: float = 4.0
 
 
+Text = tuple[str, str | None]
+Floats = NDArray[np.float64]
+
+
 def _features(
-    train: Sequence[Example], test: Sequence[Example], limit: int
+    train: Sequence[Text], test: Sequence[Text], limit: int
 ) -> tuple[csr_matrix, csr_matrix]:
     """TF-IDF of prompt beside that of answer, its words those of `train`."""
     sides = []
-    for text in (lambda e: e.prompt, lambda e: e.response or ""):
+    for side in (0, 1):
         words = TfidfVectorizer(ngram_range=(1, 2), min_df=2, max_features=limit, sublinear_tf=True)
-        sides.append((words.fit_transform(map(text, train)), words.transform(map(text, test))))
+        try:
+            own = words.fit_transform(text[side] or "" for text in train)
+        except ValueError:  # no word twice on this side: prompts alone, or very few texts
+            continue
+        sides.append((own, words.transform(text[side] or "" for text in test)))
+    if not sides:
+        return csr_matrix((len(train), 1)), csr_matrix((len(test), 1))
     first, second = (csr_matrix(hstack(part)) for part in zip(*sides, strict=True))
     return first, second
 
 
 def out_of_fold(
-    examples: Sequence[Example],
-    given: np.ndarray,
-    groups: Sequence[str],
-    folds: int,
+    texts: Sequence[Text],
+    labels: NDArray[np.int64],
+    *,
+    folds: int = 5,
     seed: int = 0,
     args: Args | None = None,
-) -> np.ndarray:
-    """P(label 1) (n,) of each text by models that have not seen its group; given (n,): 0 or 1."""
+) -> Floats:
+    """(n, questions) P(1) of each text by models that have not seen its prompt.
+
+    texts: (prompt, answer or None); labels: (n, questions) of 0 or 1. It knows little, but it never
+    saw the label that it is asked about, which a trained moderator mostly has.
+    Raises ValueError with fewer than 2 prompts.
+    """
     args = args or Args()
-    group = np.unique(np.asarray(groups), return_inverse=True)[1]
+    group = np.unique([normalise(prompt) for prompt, _ in texts], return_inverse=True)[1]
+    folds = min(folds, int(group.max(initial=-1)) + 1)
+    if folds < 2:
+        raise ValueError("out-of-fold probabilities need texts with at least 2 prompts")
     fold = (np.random.default_rng(seed).permutation(group.max() + 1) % folds)[group]
-    probability = np.empty(len(examples))
-    for k in tqdm(np.unique(fold), desc="folds"):
+    chances = np.zeros(labels.shape)
+    for k in tqdm(range(folds), desc="folds", disable=None):
         inside, outside = np.flatnonzero(fold == k), np.flatnonzero(fold != k)
-        x, x_out = _features(
-            [examples[i] for i in outside], [examples[i] for i in inside], args.features
-        )
-        model = LogisticRegression(C=args.c, max_iter=300).fit(x, given[outside])
-        probability[inside] = model.predict_proba(x_out)[:, 1]
-    return probability
+        x, x_out = _features([texts[i] for i in outside], [texts[i] for i in inside], args.features)
+        for column in range(labels.shape[1]):
+            own = labels[outside, column]
+            if own.min() == own.max():
+                chances[inside, column] = own[0]
+                continue
+            fit = LogisticRegression(C=args.c, max_iter=300).fit(x, own)
+            chances[inside, column] = fit.predict_proba(x_out)[:, 1]
+    return chances
 
 
 def main(args: Args) -> None:
@@ -74,7 +96,10 @@ def main(args: Args) -> None:
         ]
         for split in ("train", "test")
     )
-    x, x_test = _features(train, test, args.features)
+    x, x_test = _features(
+        [(e.prompt, e.response) for e in train], [(e.prompt, e.response) for e in test],
+        args.features,
+    )  # fmt: skip
     grades = np.array([e.severity for e in train])
     severity = np.stack(
         [

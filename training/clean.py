@@ -28,7 +28,7 @@ import tyro
 from training.annotation.agreement import cohen_kappa, confusion
 from training.annotation.confident import Suspects, label_errors, noise
 from training.bag_of_words import out_of_fold
-from training.data import Example, normalise, read_examples, write_examples
+from training.data import Example, read_examples, write_examples
 from training.eval_sets import human_labels
 
 Soft = dict[str, list[float]]
@@ -191,11 +191,19 @@ def suspects_table(all_found: Sequence[Found], margin: float) -> list[str]:
 
 
 def sources_table(found: Found, margin: float) -> list[str]:
-    total = Counter(row.source for row in found.rows)
-    keep = found.suspects.index[found.suspects.margin >= margin]
-    wrong = Counter(found.rows[i].source for i in keep)
-    lines = ["| source | n | touched |", "|---|---|---|"]
-    return lines + [f"| {name} | {n} | {wrong[name]} |" for name, n in sorted(total.items())]
+    """Per source and label given: how many there are, and how many were touched."""
+    wrong = {found.rows[i].key for i in found.suspects.index[found.suspects.margin >= margin]}
+    counts: dict[str, Counter[str]] = defaultdict(Counter)
+    for row, given in zip(found.rows, found.given, strict=True):
+        word = "harmful" if given else "harmless"
+        for name in (row.source, "all"):
+            counts[name][word] += 1
+            counts[name][f"{word}, touched"] += row.key in wrong
+    columns = ("harmful", "harmful, touched", "harmless", "harmless, touched")
+    lines = [f"| source | labelled {' | '.join(columns)} |", "|---|---|---|---|---|"]
+    for name, own in sorted(counts.items(), key=lambda item: (item[0] == "all", item[0])):
+        lines.append(f"| {' | '.join([name, *(str(own[c]) for c in columns)])} |")
+    return lines
 
 
 # --- command -------------------------------------------------------------------------------------
@@ -215,9 +223,9 @@ def main(args: Args) -> None:
     all_found: dict[str, Found] = {}
     if len({bool(e.unsafe) for e in annotated}) == 2:
         given = np.array([int(bool(e.unsafe)) for e in annotated])
-        groups = [normalise(e.prompt) for e in annotated]
         print(f"{len(annotated)} annotated answers, {args.folds} folds", flush=True)
-        probability = out_of_fold(annotated, given, groups, args.folds, args.seed)
+        texts = [(e.prompt, e.response) for e in annotated]
+        probability = out_of_fold(texts, given[:, None], folds=args.folds, seed=args.seed)[:, 0]
         all_found["annotated"] = find("annotated answers", annotated, given, probability)
     judged = [e for e in human if e.key in soft and e.unsafe is not None]
     if judged:

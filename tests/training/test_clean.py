@@ -45,7 +45,8 @@ def test_labels_that_were_turned_round_are_found_out_of_fold() -> None:
     flipped = {3, 10, 44, 61, 90}
     rows = answers(200, "annotated/x", flipped)
     given = np.array([int(bool(e.unsafe)) for e in rows])
-    probability = out_of_fold(rows, given, [e.prompt for e in rows], folds=4)
+    texts = [(e.prompt, e.response) for e in rows]
+    probability = out_of_fold(texts, given[:, None], folds=4)[:, 0]
     found = find("x", rows, given, probability)
     # not all: one counts as found when it looks more like the other class than most of that class
     assert set(found.suspects.index) <= flipped
@@ -64,7 +65,8 @@ def test_no_text_is_judged_by_a_model_that_saw_its_prompt() -> None:
         for i in range(80)
     ]
     given = np.array([int(bool(e.unsafe)) for e in rows])
-    probability = out_of_fold(rows, given, [e.prompt for e in rows], folds=4)
+    texts = [(e.prompt, e.response) for e in rows]
+    probability = out_of_fold(texts, given[:, None], folds=4)[:, 0]
     assert np.abs(probability - 0.5).max() < 0.2
 
 
@@ -127,4 +129,7 @@ def test_the_command_writes_what_training_reads_and_lists_suspects(tmp_path: Pat
     listed = [json.loads(line) for line in (out / "suspects.jsonl").read_text().splitlines()]
     assert {row["kind"] for row in listed} == {"annotated answers", "answers labelled by people"}
     assert (out / "validation.jsonl").read_bytes() == (data / "validation.jsonl").read_bytes()
-    assert "2 labels of people withdrawn" in (out / "report.md").read_text()
+    report = (out / "report.md").read_text()
+    assert "2 labels of people withdrawn" in report
+    # One harmful text was called harmless (8 is even), one harmless text harmful (31).
+    assert "| responses/x | 40 | 1 | 40 | 1 |" in report

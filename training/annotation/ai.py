@@ -19,8 +19,9 @@ from guardrail.moderator import Moderator
 from guardrail.policy import LEVELS, Policy
 from guardrail.verdict import Pair
 from training.annotation.labels import Kind, Label, Role, SafetyLabel
+from training.annotation.rows import ensure
 from training.annotation.rules import WANTED
-from training.annotation.store import Store, ensure
+from training.annotation.store import Store
 
 RUBRIC = Path(__file__).with_name("rubric.md")
 

@@ -27,7 +27,8 @@ from training.annotation.labels import (
     StoredLabel,
 )
 from training.annotation.resolve import Resolved, resolve
-from training.annotation.store import Store, read_labels
+from training.annotation.rows import read_labels
+from training.annotation.store import Store
 
 _TEXT = (".jsonl", ".ndjson", ".jsonl.gz", ".ndjson.gz")
 _KNOWN = (*_TEXT, ".parquet")
@@ -60,11 +61,12 @@ def import_path(
     *,
     form: FormName | None = None,
     queue_labelled: bool = False,
+    person: str | None = None,
     progress: Callable[[Iterable[Any]], Iterable[Any]] = iter,
 ) -> Imported:
     """Take in a file or folder; nothing at all of it when this stops half way.
 
-    form: what its rows are; told from each row's fields when None.
+    form: what its rows are; told from each row's fields when None. person: see `Store.add`.
     Raises AnnotationError where the path cannot be read, holds no good row, or was imported before.
     """
     result = Imported()
@@ -81,7 +83,7 @@ def import_path(
                 result.problems.append(f"{where}: {type(error).__name__}: {error}")
 
     result.rows = store.add(
-        good(), name=str(path), digest=_digest(path), queue_labelled=queue_labelled
+        good(), name=str(path), digest=_digest(path), queue_labelled=queue_labelled, person=person
     )
     return result
 

@@ -2,7 +2,8 @@
 
 Keeps nothing between events: the tab sends who it is, what it shows and what was clicked, and the
 store says what comes next. So a server may be killed and started again, or stand beside others,
-and the same open page goes on.
+and the same open page goes on: `page.js` sees that the server is gone, says so, and opens the page
+anew when it is back, with what was clicked (`page_form`: a draft).
 """
 
 from __future__ import annotations
@@ -11,21 +12,23 @@ import json
 import os
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import gradio as gr
 
-from guardrail.taxonomy import Category, Severity
 from training.annotation import page_html as show
-from training.annotation.labels import (
-    AnnotationError,
-    Label,
-    PairLabel,
-    SafetyLabel,
-    Settings,
-    StoredLabel,
-    Task,
+from training.annotation.labels import AnnotationError, Settings, StoredLabel, Task
+from training.annotation.page_form import (
+    draft_of,
+    first_clicks,
+    form_of,
+    label_of,
+    note_of,
+    read_draft,
+    shown,
+    turn_of,
 )
+from training.annotation.page_parts import Parts
 from training.annotation.queue import Queue
 from training.annotation.store import Annotator, Store
 
@@ -53,108 +56,34 @@ class Visitor:
         return self.who.name
 
 
-class Page:
+class Page(Parts):
     """The components, and what their events do to the store."""
 
     def __init__(self, queue: Queue) -> None:
         self.queue = queue
         self.blocks = gr.Blocks(title="Annotation", analytics_enabled=False)
         with self.blocks:
-            # Hidden, not gr.State: a State lives in the server, and dies with it.
-            self.identity = gr.Textbox(visible="hidden", elem_id="a-identity")
-            self.turn = gr.Textbox(visible="hidden", elem_id="a-turn")
-            with gr.Column(visible=False) as self.door:
-                self._door()
-            with gr.Column(visible=False) as self.desk:
-                self._desk()
+            super().__init__()
             self._wire()
-
-    # --- components ------------------------------------------------------------------------------
-
-    def _door(self) -> None:
-        gr.Markdown("## Annotation\nSign in with the name and the key you were given.")
-        self.name = gr.Textbox(label="Name", elem_id="a-name", max_length=200)
-        self.key = gr.Textbox(label="Key", type="password", elem_id="a-key", max_length=200)
-        self.enter = gr.Button("Sign in", variant="primary", elem_id="a-enter")
-        self.refused = gr.HTML(elem_id="a-refused")
-
-    def _desk(self) -> None:
-        with gr.Row():
-            self.progress = gr.HTML(elem_id="a-progress")
-            self.settling = gr.Checkbox(
-                label="Settle disagreements", visible=False, elem_id="a-settling", min_width=200,
-                container=False,
-            )  # fmt: skip
-            self.leave = gr.Button("Sign out", size="sm", scale=0, elem_id="a-leave")
-        with gr.Row(visible=False) as self.rest:
-            self.why_rest = gr.HTML(elem_id="a-rest")
-            self.rested = gr.Button("I had a break", size="sm", scale=0, elem_id="a-rested")
-        with gr.Row():
-            with gr.Column(scale=3, min_width=360):
-                self.texts = gr.HTML(elem_id="a-texts")
-                self.dispute = gr.HTML(elem_id="a-dispute")
-                self.again = gr.Button("Look again", visible=False, elem_id="a-again")
-                with gr.Accordion("Guideline", open=False):
-                    gr.Markdown(show.general_guideline())
-            with gr.Column(scale=2, min_width=340, visible=False) as self.form:
-                self._stage_1()
-                self._stage_2()
-                self.note = gr.Textbox(
-                    label="Note (optional)", max_lines=3, max_length=2000, elem_id="a-note"
-                )
-                with gr.Row():
-                    self.save = gr.Button("Save", variant="primary", elem_id="a-save")
-                    self.skip = gr.Button("Skip", elem_id="a-skip")
-        with gr.Row():
-            self.said = gr.HTML(elem_id="a-said")
-            self.undo = gr.Button("Undo", size="sm", scale=0, elem_id="a-undo")
-        self.shortcuts = gr.HTML(elem_id="a-shortcuts")
-
-    def _stage_1(self) -> None:
-        of_category, of_severity = show.guidelines()
-        with gr.Column(visible=False, elem_id="a-item") as self.item:
-            self.safe = gr.Radio(["Safe", "Unsafe"], label="Safe?", elem_id="a-safe")
-            self.suggest = gr.Button("Show the suggestion", size="sm", elem_id="a-suggest")
-            self.suggestion = gr.HTML(elem_id="a-suggestion")
-            self.severity = gr.Radio(
-                [
-                    (f"{level.label}: {of_severity[level]}", int(level))
-                    for level in Severity
-                    if level
-                ],
-                label="Severity, of an unsafe text",
-                elem_id="a-severity",
-            )
-            self.categories = gr.CheckboxGroup(
-                [(f"{one} [{show.KEYS[one]}]: {of_category[one]}", one.value) for one in Category],
-                label="Categories, of an unsafe text",
-                elem_id="a-categories",
-            )
-
-    def _stage_2(self) -> None:
-        sides = [("Left", "left"), ("Tie", "tie"), ("Right", "right")]
-        with gr.Column(visible=False, elem_id="a-pair") as self.pair:
-            self.questions = {
-                name: gr.Radio(sides, label=text, elem_id=f"a-{name}")
-                for name, text in show.QUESTIONS.items()
-            }
 
     # --- events ----------------------------------------------------------------------------------
 
     def _wire(self) -> None:
         clicked = [self.safe, self.severity, self.categories]
-        shown = [self.identity, self.turn, self.settling]
+        form = [*clicked, *self.questions.values(), self.note]
         everything = [
-            self.identity, self.turn, self.name, self.key, self.door, self.desk, self.refused,
-            self.progress, self.settling, self.rest, self.why_rest, self.texts, self.dispute,
-            self.again, self.form, self.item, *clicked, self.suggest, self.suggestion, self.pair,
-            *self.questions.values(), self.note, self.said, self.shortcuts,
+            self.identity, self.turn, self.draft, self.name, self.key, self.door, self.desk,
+            self.refused, self.progress, self.settling, self.rest, self.why_rest, self.texts,
+            self.dispute, self.again, self.form, self.item, self.suggest, self.suggestion,
+            self.pair, *form, self.said, self.shortcuts,
         ]  # fmt: skip
         self.blocks.load(
-            self.on_open, self.identity, everything, js="() => window.annotation.identity()",
-            **_EVENT,
+            self.on_open, [self.identity, self.draft], everything,
+            js="() => window.annotation.open()", **_EVENT,
         )  # fmt: skip
         self.identity.change(None, self.identity, js="(value) => window.annotation.keep(value)")
+        # The tab itself adds what is clicked: Gradio handles no event once a server is gone.
+        self.draft.change(None, self.draft, js="(value) => window.annotation.draft(value)")
         gr.on(
             [self.enter.click, self.key.submit], self.on_enter,
             [self.identity, self.name, self.key], everything, trigger_mode="once", **_EVENT,
@@ -165,7 +94,7 @@ class Page:
                 self.save.click, self.note.submit, self.skip.click, self.undo.click,
                 self.again.click, self.rested.click, self.leave.click, self.settling.input,
             ],
-            self.on_act, [*shown, *clicked, *self.questions.values(), self.note], everything,
+            self.on_act, [self.identity, self.turn, self.settling, *form], everything,
             trigger_mode="once", **_EVENT,
         )  # fmt: skip
         self.safe.input(
@@ -188,11 +117,13 @@ class Page:
         who = self.queue.store.sign_in(given.get("name", ""), given.get("key", ""))
         return Visitor(given["session"], who) if who and given.get("session") else None
 
-    def on_open(self, identity: str) -> Updates:
+    def on_open(self, identity: str, draft: str) -> Updates:
         visitor = self.visitor(identity)
         if visitor is None:
             return {self.identity: identity, **self._at_the_door("")}
-        return {self.identity: identity, **self._next(visitor, settling=False)}
+        turn, _ = read_draft(draft)
+        settling = bool(turn) and shown(turn).adjudicating and visitor.who.adjudicates
+        return {self.identity: identity, **self._next(visitor, settling=settling, draft=draft)}
 
     def on_enter(self, identity: str, name: str, key: str) -> Updates:
         session = json.loads(identity or "{}").get("session")
@@ -234,16 +165,14 @@ class Page:
             return {self.rest: gr.update(visible=False), self.said: show.said("Welcome back.")}
         if what == self.again.elem_id:
             return self._next(visitor, settling=settling)
-        shown = _shown(turn)
-        note = (form[-1] or "").strip() or None
+        task, note = shown(turn), note_of(form)
         if what == self.skip.elem_id:
-            if shown.adjudicating:
+            if task.adjudicating:
                 raise AnnotationError("a disagreement is settled, or left: untick the box above")
-            queue.skip(visitor.name, shown.id, session=session, reason=note)
+            queue.skip(visitor.name, task.id, session=session, reason=note)
             return self._next(visitor, settling=settling, said="Skipped.")
-        label = _label(shown, *form[:-1])
-        keep = queue.adjudicate if shown.adjudicating else queue.save
-        keep(visitor.name, shown.id, label, session=session, note=note)
+        keep = queue.adjudicate if task.adjudicating else queue.save
+        keep(visitor.name, task.id, label_of(task, form), session=session, note=note)
         return self._next(visitor, settling=settling, said="Saved.")
 
     def on_touch(self, identity: str, turn: str, *clicked: Any) -> Updates:
@@ -251,16 +180,16 @@ class Page:
         visitor = self.visitor(identity)
         if visitor is None or not turn:
             return {self.said: show.said("Sign in again.", wrong=True)}
-        self.queue.renew(visitor.name, _shown(turn).id, session=visitor.session)
+        self.queue.renew(visitor.name, shown(turn).id, session=visitor.session)
         # What was said is left alone: this answer may come after that of a save, and wipe it.
-        return {self.suggest: gr.update(interactive=bool(_first(*clicked)))}
+        return {self.suggest: gr.update(interactive=bool(first_clicks(*clicked)))}
 
     def on_suggest(self, identity: str, turn: str, *clicked: Any) -> Updates:
         visitor = self.visitor(identity)
         if visitor is None or not turn:
             return {self.said: show.said("Sign in again.", wrong=True)}
         try:
-            given = self.queue.reveal(visitor.name, _shown(turn).id, _first(*clicked))
+            given = self.queue.reveal(visitor.name, shown(turn).id, first_clicks(*clicked))
         except AnnotationError as error:
             return {self.said: show.said(str(error), wrong=True)}
         return {self.suggestion: show.suggestion(given)}
@@ -270,21 +199,24 @@ class Page:
     def _at_the_door(self, why: str) -> Updates:
         return {
             self.door: gr.update(visible=True), self.desk: gr.update(visible=False),
-            self.refused: show.said(why), self.turn: "", self.texts: "", self.dispute: "",
+            self.refused: show.said(why), self.turn: "", self.draft: "", self.texts: "",
+            self.dispute: "",
         }  # fmt: skip
 
-    def _next(self, visitor: Visitor, *, settling: bool, said: str = "") -> Updates:
+    def _next(
+        self, visitor: Visitor, *, settling: bool, said: str = "", draft: str = ""
+    ) -> Updates:
         name, session = visitor.name, visitor.session
         if settling:
             found = self.queue.claim_disputed(name, session=session)
             task, labels = found if found else (None, [])
         else:
             task, labels = self.queue.claim(name, session=session), []
-        return self._show(visitor, task, labels, settling=settling, said=said)
+        return self._show(visitor, task, labels, settling=settling, said=said, draft=draft)
 
     def _show(
         self, visitor: Visitor, task: Task | None, labels: list[StoredLabel], *, settling: bool,
-        said: str,
+        said: str, draft: str = "",
     ) -> Updates:  # fmt: skip
         now, settings = self.queue.progress(visitor.name), self.queue.settings
         if task is None:
@@ -303,73 +235,40 @@ class Page:
             self.again: gr.update(visible=task is None),
             self.said: show.said(said),
             self.shortcuts: show.shortcuts(task),
-            **self._fill(task, settings),
+            **self._fill(task, settings, draft),
         }
 
-    def _fill(self, task: Task | None, settings: Settings) -> Updates:
-        """The form, empty or with the answer that was taken back."""
-        answer = task.answer if task else None
-        safety = answer if isinstance(answer, SafetyLabel) else None
-        choices = answer if isinstance(answer, PairLabel) else PairLabel()
-        kind, order = (task.kind, task.order) if task else (None, (0, 1))
+    def _fill(self, task: Task | None, settings: Settings, draft: str) -> Updates:
+        """The form: empty, with the answer that was taken back, or as the tab's draft has it."""
+        turn, (kept_turn, kept) = turn_of(task) if task else "", read_draft(draft)
+        safe, severity, categories, *sides, note = form = (
+            kept if turn and kept_turn == turn else form_of(task)
+        )
+        kind = task.kind if task else None
         asks = task is not None and kind == "item" and task.condition == "after_click"
-        wanted = {
-            name: settings.preference in ("both", "single" if name == "single" else "dual")
-            for name in self.questions
+        questions = {
+            part: gr.update(
+                visible=settings.preference in ("both", "single" if name == "single" else "dual"),
+                value=side,
+            )
+            for (name, part), side in zip(self.questions.items(), sides, strict=True)
         }
         return {
-            self.turn: _turn(task) if task else "",
+            self.turn: turn,
+            self.draft: draft_of(turn, form),
             self.form: gr.update(visible=task is not None),
             self.item: gr.update(visible=kind == "item"),
             self.pair: gr.update(visible=kind == "pair"),
-            self.safe: None if safety is None else "Safe" if safety.safe else "Unsafe",
-            self.severity: (safety.severity or None) if safety else None,
-            self.categories: list(safety.categories or ()) if safety else [],
-            self.suggest: gr.update(visible=asks, interactive=safety is not None),
+            self.safe: safe,
+            self.severity: severity,
+            self.categories: categories,
+            self.suggest: gr.update(
+                visible=asks, interactive=bool(first_clicks(safe, severity, categories))
+            ),
             self.suggestion: "",
-            self.note: "",
-            **{
-                part: gr.update(
-                    visible=wanted[name], value=show.side(getattr(choices, name), order)
-                )
-                for name, part in self.questions.items()
-            },
+            self.note: note,
+            **questions,
         }
-
-
-# --- between the page and the store --------------------------------------------------------------
-
-
-def _turn(task: Task) -> str:
-    return json.dumps([task.id, task.kind, list(task.order), task.adjudicating])
-
-
-def _shown(turn: str) -> Task:
-    """What the tab shows: enough of the task to read an answer to it."""
-    if not turn:
-        raise AnnotationError("no task is open: look again")
-    number, kind, order, adjudicating = json.loads(turn)
-    return Task(number, kind, "", (), tuple(order), "blind", adjudicating=adjudicating)
-
-
-def _first(safe: str | None, severity: int | None, categories: list[str] | None) -> dict[str, Any]:
-    given = {
-        "safe": None if safe is None else safe == "Safe",
-        "severity": severity,
-        "categories": categories or None,
-    }
-    return {name: value for name, value in given.items() if value is not None}
-
-
-def _label(
-    task: Task, safe: str | None, severity: int | None, categories: list[str] | None,
-    *sides: Literal["left", "right", "tie"] | None,
-) -> Label:  # fmt: skip
-    if task.kind == "pair":
-        return PairLabel(*(None if one is None else task.choice(one) for one in sides))
-    if safe is None:
-        raise AnnotationError("say first whether the text is safe, or skip it")
-    return SafetyLabel(safe == "Safe", severity, tuple(categories or ()))
 
 
 # --- serving -------------------------------------------------------------------------------------

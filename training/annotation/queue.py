@@ -23,6 +23,7 @@ from training.annotation.labels import (
     Task,
     read_label,
 )
+from training.annotation.rows import read_labels, recount
 from training.annotation.rules import (
     WANTED,
     check_complete,
@@ -39,7 +40,7 @@ from training.annotation.rules import (
     suggestion_of,
     write_answer,
 )
-from training.annotation.store import Store, read_labels, recount
+from training.annotation.store import Store
 
 # Work with pauses up to this long is one stretch: beyond it, the annotator had a break.
 _PAUSE = 300.0

@@ -97,7 +97,8 @@ def _alpha(labels: Sequence[StoredLabel], value: Value, level: str) -> dict[str,
     """Over the tasks that two or more people labelled; `low`, `high` bound the 95 % interval."""
     by_task: dict[int, dict[str, float]] = defaultdict(dict)
     for label in labels:
-        by_task[label.task_id][label.annotator] = float(value(label))
+        if not math.isnan(said := float(value(label))):
+            by_task[label.task_id][label.annotator] = said
     shared = {task: said for task, said in by_task.items() if len(said) > 1}
     names = sorted({name for said in shared.values() for name in said})
     data = np.array([[said.get(name, np.nan) for said in shared.values()] for name in names])
@@ -112,7 +113,8 @@ def _fleiss(labels: Sequence[StoredLabel]) -> dict[str, Any] | None:
     """Fleiss' kappa of the severity, over the tasks with the commonest number of labels from 2."""
     by_task: dict[int, list[int]] = defaultdict(list)
     for label in labels:
-        by_task[label.task_id].append(int(_severity(label)))
+        if not math.isnan(severity := _severity(label)):
+            by_task[label.task_id].append(int(severity))
     sizes = Counter(len(said) for said in by_task.values() if len(said) > 1)
     if not sizes:
         return None
@@ -215,9 +217,11 @@ def anchoring(items: Sequence[StoredLabel]) -> dict[str, Any]:
     for label in items:
         if label.role != "human" or label.adjudicated or label.task_id not in machine:
             continue
+        if label.condition is None:  # given elsewhere: the coin never fell
+            continue
         # What was shown counts; where nothing was, what would have been.
         opinion = label.suggested or machine[label.task_id]
-        groups[label.condition or "blind"].append(_same(_safety(label), opinion))
+        groups[label.condition].append(_same(_safety(label), opinion))
         if label.revealed and label.suggested and label.first and "safe" in label.first:
             before, after = label.first["safe"], _safety(label).safe
             if before != after:
@@ -276,8 +280,9 @@ def _severity(label: StoredLabel) -> float:
     return float("nan") if severity is None else severity
 
 
-def _has(label: StoredLabel, name: str) -> bool:
-    return name in (_safety(label).categories or ())
+def _has(label: StoredLabel, name: str) -> float:
+    names = _safety(label).categories
+    return float("nan") if names is None else name in names
 
 
 def _choice(label: StoredLabel, question: str) -> float:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
+from itertools import combinations
 
 from guardrail.taxonomy import Category
 from training.annotation.labels import Choice, Label, PairLabel, SafetyLabel, StoredLabel
@@ -41,8 +42,14 @@ def rank_of(label: StoredLabel) -> str:
 
 
 def disagree(labels: Sequence[Label]) -> bool:
-    """True when two labels differ in anything."""
-    return len(set(labels)) > 1
+    """True when two labels differ in anything that both say. What one leaves open (a severity, a
+    question that was not asked) contradicts nobody."""
+    return any(_contradict(a, b) for a, b in combinations(set(labels), 2))
+
+
+def _contradict(a: Label, b: Label) -> bool:
+    both = ((getattr(a, one.name), getattr(b, one.name)) for one in fields(a))
+    return any(x is not None and y is not None and x != y for x, y in both)
 
 
 def combine(labels: Sequence[Label]) -> Label:

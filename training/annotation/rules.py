@@ -19,9 +19,10 @@ from training.annotation.labels import (
     StoredLabel,
     Suggestion,
     Task,
+    read_label,
 )
-from training.annotation.resolve import resolve
-from training.annotation.store import read_labels, recount
+from training.annotation.resolve import disagree, resolve
+from training.annotation.rows import read_labels, recount
 
 WANTED = "COALESCE(wanted, CASE WHEN share < :share THEN :overlap ELSE 1 END)"
 
@@ -89,16 +90,21 @@ def suggestion_of(labels: Sequence[StoredLabel]) -> Suggestion | None:
 
 def disputed(db: sqlite3.Connection, kind: Kind | None, machines: bool) -> list[int]:
     """Tasks on which those who count disagree, and which nobody has settled; oldest first."""
-    # Equal labels are equal text: `to_json` writes them in one way.
+    # Equal labels are equal text: `to_json` writes them in one way. Others may still agree.
     rows = db.execute(
-        "SELECT id FROM tasks t WHERE people >= :floor AND people > 0 AND NOT settled"
-        " AND (:kind IS NULL OR kind = :kind) AND 1 < (SELECT COUNT(DISTINCT l.value)"
-        "  FROM labels l JOIN annotators a ON a.name = l.annotator WHERE l.task_id = t.id"
-        "  AND l.ended IS NULL AND (a.role = 'human' OR (:machines AND a.role = 'ai')))"
-        " ORDER BY id",
+        "SELECT t.id, t.kind, json_group_array(DISTINCT l.value) AS said FROM tasks t"
+        " JOIN labels l ON l.task_id = t.id JOIN annotators a ON a.name = l.annotator"
+        " WHERE t.people >= :floor AND t.people > 0 AND NOT t.settled"
+        " AND (:kind IS NULL OR t.kind = :kind) AND l.ended IS NULL AND l.value IS NOT NULL"
+        " AND (a.role = 'human' OR (:machines AND a.role = 'ai'))"
+        " GROUP BY t.id HAVING COUNT(DISTINCT l.value) > 1 ORDER BY t.id",
         {"floor": 1 if machines else 2, "kind": kind, "machines": machines},
     )
-    return [row["id"] for row in rows]
+    return [
+        row["id"]
+        for row in rows
+        if disagree([read_label(row["kind"], one) for one in json.loads(row["said"])])
+    ]
 
 
 def ask_again(

@@ -21,8 +21,9 @@ from guardrail.taxonomy import Category, Severity
 from guardrail.verdict import Pair
 from training.annotation.ai import Answer, Question, save_answers
 from training.annotation.labels import Record, SafetyLabel, StoredLabel
+from training.annotation.rows import read_labels
 from training.annotation.rules import WANTED, ask_again
-from training.annotation.store import Store, read_labels
+from training.annotation.store import Store
 
 
 @dataclass(frozen=True)

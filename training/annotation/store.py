@@ -23,14 +23,12 @@ from pathlib import Path
 from training.annotation.labels import (
     AnnotationError,
     Kind,
-    Label,
     Record,
     Role,
-    SafetyLabel,
     Settings,
     StoredLabel,
-    read_label,
 )
+from training.annotation.rows import add_record, read_labels
 
 VERSION = 1
 
@@ -199,12 +197,14 @@ class Store:
     # --- records in ------------------------------------------------------------------------------
 
     def add(
-        self, records: Iterable[Record], *, name: str, digest: str, queue_labelled: bool = False
-    ) -> int:
+        self, records: Iterable[Record], *, name: str, digest: str, queue_labelled: bool = False,
+        person: str | None = None,
+    ) -> int:  # fmt: skip
         """Take in the rows of one file, all or none; returns how many there were.
 
         Texts that are here already stay one task. A row that comes with labels is asked about only
         with `queue_labelled`, or when `next` or a suspected error brings it up.
+        person: an annotator who gave these labels, elsewhere: they count as if given here.
         Raises AnnotationError when the file with this digest was taken in before.
         """
         count = 0
@@ -213,61 +213,22 @@ class Store:
             if before:
                 when = time.strftime("%Y-%m-%d %H:%M", time.localtime(before["at"]))
                 raise AnnotationError(f"{name}: was imported on {when}: nothing done")
+            known = db.execute(
+                "SELECT 1 FROM annotators WHERE name = ? AND role = 'human'", (person,)
+            ).fetchone()
+            if person is not None and not known:
+                raise AnnotationError(f"{person}: no such annotator: add them first")
             import_id = db.execute(
                 "INSERT INTO imports (name, digest, at) VALUES (?, ?, ?)",
                 (name, digest, self.clock()),
             ).lastrowid
             for record in records:
-                self._add(db, record, int(import_id or 0), queue_labelled)
+                add_record(
+                    db, record, int(import_id or 0), self.clock(),
+                    queue_labelled=queue_labelled, person=person,
+                )  # fmt: skip
                 count += 1
         return count
-
-    def _add(
-        self, db: sqlite3.Connection, record: Record, import_id: int, queue_labelled: bool
-    ) -> None:
-        sources = record.sources or (None,) * len(record.responses)
-        items = [
-            _task(
-                db, "item", record.prompt, response, (None, None), source,
-                None if queue_labelled or label is None else 0,
-            )
-            for response, source, label in zip(
-                record.responses, sources, record.safety, strict=True
-            )
-        ]  # fmt: skip
-        task = items[0]
-        if record.kind == "pair":
-            wanted = None if queue_labelled or record.preference is None else 0
-            task = _task(db, "pair", record.prompt, None, (items[0], items[1]), sources[0], wanted)
-        record_id = db.execute(
-            "INSERT INTO records (import_id, task_id, sources, origin, extra, raw)"
-            " VALUES (?, ?, ?, ?, ?, ?)",
-            (
-                import_id,
-                task,
-                _dump(sources),
-                record.origin,
-                _dump(dict(record.extra)),
-                _dump(dict(record.raw)),
-            ),
-        ).lastrowid
-        given: list[tuple[int, Label | None, int | None]] = [
-            (item, label, side)
-            for side, (item, label) in enumerate(zip(items, record.safety, strict=True))
-        ]
-        if record.preference is not None:
-            given.append((task, record.preference, None))
-        if any(label is not None for _, label, _ in given):
-            annotator = ensure(db, f"import:{record.origin or 'unknown'}", "import", self.clock())
-            db.executemany(
-                "INSERT INTO labels (task_id, annotator, value, record_id, side, created)"
-                " VALUES (?, ?, ?, ?, ?, ?)",
-                [
-                    (item, annotator, _dump(label.to_json()), record_id, side, self.clock())
-                    for item, label, side in given
-                    if label is not None
-                ],
-            )
 
     # --- labels out ------------------------------------------------------------------------------
 
@@ -283,100 +244,6 @@ class Store:
             return {row["id"]: (row["prompt"], row["response"]) for row in rows}
 
 
-def read_labels(
-    db: sqlite3.Connection, kind: Kind | None = None, task_id: int | None = None
-) -> list[StoredLabel]:
-    rows = db.execute(
-        "SELECT l.*, t.kind, a.role, r.origin AS said FROM labels l"
-        " JOIN tasks t ON t.id = l.task_id JOIN annotators a ON a.name = l.annotator"
-        " LEFT JOIN records r ON r.id = l.record_id"
-        " WHERE l.ended IS NULL AND l.value IS NOT NULL"
-        " AND (:kind IS NULL OR t.kind = :kind) AND (:task IS NULL OR l.task_id = :task)"
-        " ORDER BY l.id",
-        {"kind": kind, "task": task_id},
-    )
-    return [_stored(row) for row in rows]
-
-
-def _stored(row: sqlite3.Row) -> StoredLabel:
-    suggested = row["suggested"]
-    role: Role = row["role"]
-    return StoredLabel(
-        id=row["id"],
-        task_id=row["task_id"],
-        kind=row["kind"],
-        annotator=row["annotator"],
-        role=role,
-        origin=(row["said"] or "unknown") if role == "import" else role,
-        value=read_label(row["kind"], row["value"]),
-        adjudicated=bool(row["adjudicated"]),
-        record_id=row["record_id"],
-        side=row["side"],
-        position=row["position"],
-        condition=row["condition"],
-        revealed=bool(row["revealed"]),
-        first=json.loads(row["first"]) if row["first"] else None,
-        suggested=SafetyLabel.from_json(json.loads(suggested)) if suggested else None,
-        seconds=row["seconds"],
-        detail=json.loads(row["detail"]) if row["detail"] else {},
-        created=row["created"],
-        note=row["note"],
-    )
-
-
-def ensure(db: sqlite3.Connection, name: str, role: Role, now: float) -> str:
-    """The annotator that is no person, made where it is new."""
-    db.execute(
-        "INSERT OR IGNORE INTO annotators (name, role, created) VALUES (?, ?, ?)",
-        (name, role, now),
-    )
-    return name
-
-
-def recount(db: sqlite3.Connection, task_id: int) -> None:
-    """Bring a task's counters up to its labels; part of every act that changes them."""
-    db.execute(
-        "UPDATE tasks SET"
-        " people = (SELECT COUNT(DISTINCT l.annotator) FROM labels l"
-        "   JOIN annotators a ON a.name = l.annotator WHERE l.task_id = tasks.id"
-        "   AND a.role = 'human' AND l.ended IS NULL AND l.value IS NOT NULL"
-        "   AND NOT l.adjudicated),"
-        " settled = EXISTS (SELECT 1 FROM labels l WHERE l.task_id = tasks.id"
-        "   AND l.adjudicated AND l.ended IS NULL AND l.value IS NOT NULL)"
-        " WHERE id = ?",
-        (task_id,),
-    )
-
-
-def _task(
-    db: sqlite3.Connection,
-    kind: Kind,
-    prompt: str,
-    response: str | None,
-    items: tuple[int | None, int | None],
-    source: str | None,
-    wanted: int | None,
-) -> int:
-    """The task of these texts, made where it is new; one that is to be asked about stays so."""
-    identity = json.dumps([kind, prompt, response, *items])
-    digest = hashlib.sha256(identity.encode()).digest()
-    found = db.execute("SELECT id FROM tasks WHERE digest = ?", (digest,)).fetchone()
-    if found:
-        return int(found["id"])
-    share = int.from_bytes(digest[:6], "big") / 2**48
-    values = (kind, digest, prompt, response, *items, source, share, wanted)
-    made = db.execute(
-        "INSERT INTO tasks (kind, digest, prompt, response, item_0, item_1, source, share, wanted)"
-        " VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)",
-        values,
-    )
-    return int(made.lastrowid or 0)
-
-
 def _hash(key: str) -> str:
     # Keys are 192 random bits: a slow, salted hash would protect nothing more.
     return hashlib.sha256(key.encode()).hexdigest()
-
-
-def _dump(value: object) -> str:
-    return json.dumps(value, ensure_ascii=False)

@@ -7,10 +7,6 @@ from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.sparse import hstack
-from sklearn.feature_extraction.text import TfidfVectorizer
-from sklearn.linear_model import LogisticRegression
-from sklearn.model_selection import GroupKFold
 
 from guardrail.taxonomy import Category, Severity
 from training.annotation.confident import category_errors, label_errors
@@ -18,9 +14,10 @@ from training.annotation.labels import AnnotationError, SafetyLabel, StoredLabel
 from training.annotation.resolve import resolve
 from training.annotation.rules import ask_again
 from training.annotation.store import Store
-from training.data import normalise
+from training.bag_of_words import out_of_fold
 
 Floats = NDArray[np.float64]
+FEW = 10
 
 
 @dataclass(frozen=True)
@@ -30,44 +27,12 @@ class Suspect:
     why: str
 
 
-def out_of_fold(
-    texts: Sequence[tuple[str, str | None]], labels: NDArray[np.int64], *, folds: int = 5
-) -> Floats:
-    """(n, questions) P(1) of each text from models that saw neither it nor its prompt.
-
-    labels: (n, questions) 0 or 1. A bag of words of prompt and of answer: it knows little, but it
-    never saw the label that it is asked about, which a trained moderator mostly has.
-    """
-    groups = [normalise(prompt) for prompt, _ in texts]
-    folds = min(folds, len(set(groups)))
-    if folds < 2:
-        raise AnnotationError("suspected errors need labelled texts with at least 2 prompts")
-    chances = np.zeros(labels.shape)
-    for train, test in GroupKFold(folds).split(np.zeros(len(texts)), groups=groups):
-        sides = []
-        for side in (0, 1):
-            words = [text[side] or "" for text in texts]
-            bag = TfidfVectorizer(ngram_range=(1, 2), sublinear_tf=True, token_pattern=r"\w+")
-            try:
-                bag.fit([words[i] for i in train])
-            except ValueError:  # no words at all on this side: prompts alone
-                continue
-            sides.append(bag.transform(words))
-        features = hstack(sides).tocsr()
-        for column in range(labels.shape[1]):
-            own = labels[train, column]
-            if own.min() == own.max():
-                chances[test, column] = own[0]
-                continue
-            fit = LogisticRegression(C=4.0, max_iter=300).fit(features[train], own)
-            chances[test, column] = fit.predict_proba(features[test])[:, 1]
-    return chances
-
-
 def suspects(tasks: Sequence[int], labels: Sequence[SafetyLabel], chances: Floats) -> list[Suspect]:
     """Most suspect first; one entry per task. labels: complete ones.
 
-    chances: (n, 3 + 19) out-of-fold P(>= minor, moderate, severe) and P(category).
+    chances: (n, 3 + 19) out-of-fold P(>= minor, moderate, severe) and P(category). Severities and
+    categories that fewer than `FEW` texts have are not judged: a model that saw so few of them
+    would find every one of them wrong.
     """
     levels = np.array([label.severity for label in labels])
     at_least = np.minimum.accumulate(chances[:, :3], axis=1)
@@ -80,8 +45,12 @@ def suspects(tasks: Sequence[int], labels: Sequence[SafetyLabel], chances: Float
             f"labelled {Severity(levels[i]).label}, looks {Severity(looks).label}",
         )
         for i, looks, margin in zip(found.index, found.suggested, found.margin, strict=True)
+        if (levels == levels[i]).sum() >= FEW
     ]
-    for column, one in category_errors(category_table(labels), chances[:, 3:]).items():
+    table = category_table(labels)
+    for column, one in category_errors(table, chances[:, 3:]).items():
+        if table[:, column].sum() < FEW:
+            continue
         name = list(Category)[column].value
         rows += [
             Suspect(tasks[i], float(m), f"{name}: {'seems missing' if looks else 'seems wrong'}")
@@ -115,7 +84,10 @@ def find(store: Store, *, folds: int = 5) -> list[Suspect]:
     tasks, labels = list(said), list(said.values())
     levels = np.array([label.severity for label in labels])
     asked = np.hstack([np.stack([levels > k for k in range(3)], axis=1), category_table(labels)])
-    chances = out_of_fold([texts[task] for task in tasks], asked.astype(np.int64), folds=folds)
+    try:
+        chances = out_of_fold([texts[task] for task in tasks], asked.astype(np.int64), folds=folds)
+    except ValueError as error:
+        raise AnnotationError(f"suspected errors: {error}") from None
     return suspects(tasks, labels, chances)
 
 

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
+import os
 import subprocess
 import sys
+import termios
 from pathlib import Path
 from typing import Any
 
@@ -75,6 +78,34 @@ def test_an_endpoint_labels_from_the_command_line_and_shows_cost(
     endpoint.reply = lambda body: (200, "no")
     said = run(store, "label", "--model", "n", "--url", endpoint.url, "--limit", "1", code=3)
     assert "no usable answer" in said
+
+
+def test_progress_tokens_and_cost_are_shown_while_an_endpoint_labels(
+    store: Path, endpoint: Any
+) -> None:
+    pytest.importorskip("openai")
+    endpoint.reply = lambda body: (200, '{"reason": "", "severity": 0, "categories": []}')
+    terminal, theirs = os.openpty()
+    termios.tcsetwinsize(terminal, (24, 120))
+    words = [
+        "label", "--model", "m", "--url", endpoint.url, "--price-in", "1000",
+        "--store", str(store / "s.db"),
+    ]  # fmt: skip
+    with subprocess.Popen(
+        [sys.executable, "-m", "training.annotate", *words], cwd=ROOT, stdout=subprocess.DEVNULL,
+        stderr=theirs,
+    ) as process:  # fmt: skip
+        os.close(theirs)
+        shown = b""
+        with contextlib.suppress(OSError):  # Linux's word for the end of a terminal
+            while chunk := os.read(terminal, 4096):
+                shown += chunk
+    os.close(terminal)
+    assert process.returncode == 0, shown
+    bar = shown.decode()
+    assert "ai:m:" in bar
+    assert "6/6" in bar
+    assert "660 tokens, cost 0.6000" in bar
 
 
 def test_the_moderator_labels_and_next_brings_forward(store: Path) -> None:

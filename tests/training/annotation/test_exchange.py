@@ -16,6 +16,7 @@ from training.annotation.exchange import export_path, import_path, read_rows
 from training.annotation.forms import BEAVERTAILS, FORMS, detect, read_record, write_row
 from training.annotation.labels import AnnotationError, PairLabel, Record, SafetyLabel
 from training.annotation.queue import Queue
+from training.annotation.report import statistics
 from training.annotation.store import Store
 
 SHARED = Path(__file__).parents[4] / "shared" / "data"
@@ -291,6 +292,35 @@ def test_labels_given_here_replace_the_imported_ones_and_say_who_gave_them(
     ((_, row),) = read_rows(tmp_path / "ours.jsonl")
     assert isinstance(row, dict)
     assert (row["less_harmful"], row["label_source"]) == (None, "human")
+
+
+def test_labels_that_a_person_gave_elsewhere_count_as_given_here(tmp_path: Path) -> None:
+    store, said = Store(tmp_path / "s.db", create=True), {}
+    unsafe = {"severity": 2, "categories": ["Drugs"]}
+    said["ann"] = [unsafe, unsafe, {"severity": 0}]
+    said["cat"] = [{"safe": False}, {"severity": 0}, {"severity": 0}]  # one knows no severity
+    for name, labels in said.items():
+        path = tmp_path / f"{name}.jsonl"
+        rows = [{"prompt": f"p{n}", "response": "r", **label} for n, label in enumerate(labels)]
+        path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+        with pytest.raises(AnnotationError, match=f"{name}: no such annotator"):
+            import_path(store, path, person=name)
+        store.add_person(name, adjudicates=name == "cat")
+        assert import_path(store, path, person=name).rows == 3
+    assert [(one.annotator, one.role) for one in store.labels("item", 1)] == [
+        ("ann", "human"), ("cat", "human"),
+    ]  # fmt: skip
+    found = statistics(store.labels())
+    assert found["people"]["alpha"]["safe"]["n"] == 3
+    assert found["people"]["alpha"]["severity"]["n"] == 2
+    assert found["people"]["alpha"]["Drugs"]["n"] == 2
+    assert found["anchoring"]["n_blind"] == 0  # nobody tossed a coin there
+    queue = Queue(store)
+    assert queue.claim("ann") is None
+    assert queue.progress("cat").disputed == 1  # what one leaves open, the other may know
+    dispute = queue.claim_disputed("cat")
+    assert dispute is not None
+    assert dispute[0].prompt == "p1"
 
 
 def test_an_export_that_is_there_is_not_overwritten(tmp_path: Path) -> None:

@@ -25,7 +25,8 @@ from training.annotation.labels import (
     Task,
 )
 from training.annotation.queue import Queue
-from training.annotation.store import Store, ensure
+from training.annotation.rows import ensure
+from training.annotation.store import Store
 
 ROOT = Path(__file__).parents[3]
 SAFE = SafetyLabel(True)

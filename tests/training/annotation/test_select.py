@@ -26,7 +26,8 @@ from training.annotation.select import (
     traffic,
     uncertainty,
 )
-from training.annotation.suspects import find, out_of_fold, requeue
+from training.annotation.suspects import FEW, find, requeue
+from training.bag_of_words import out_of_fold
 
 SAFE = SafetyLabel(True)
 GRAVE = SafetyLabel(False, 3, ("Violence",))
@@ -174,6 +175,15 @@ def test_planted_label_errors_are_found_and_asked_of_one_more_person(queue: Queu
         queue.save("ann", task.id, SAFE)
     assert asked == wrong
     assert queue.claim("cat") is None
+
+
+def test_a_category_that_few_texts_have_is_not_called_wrong_for_being_rare(queue: Queue) -> None:
+    rows = [Record(f"number {n}", ("tea cake song",), (SAFE,), origin="human") for n in range(40)]
+    rows += [
+        Record(f"other {n}", ("kick beat hurt",), (CRUEL,), origin="human") for n in range(FEW - 1)
+    ]
+    add(queue, *rows)
+    assert find(queue.store) == []
 
 
 def test_a_store_without_labels_has_no_suspects(queue: Queue) -> None:
