@@ -11,7 +11,9 @@ import subprocess
 import sys
 import threading
 import time
+from collections import Counter
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -176,6 +178,38 @@ def test_workers_answer_together_and_end_together(api: ChatApi, tmp_path: Path) 
     report = verify(tmp_path / "audit.jsonl")
     assert not report.problems
     assert report.rows == calls
+
+
+def test_flooded_it_says_429_and_answers_the_first_request_after_the_flood(tmp_path: Path) -> None:
+    """Clients that do not wait as told. How soon it is as fast as idle: benchmarks.serve."""
+    config = tmp_path / "guardrail.toml"
+    config.write_text("[limits]\nmoderations = 4\n")
+    with process(config=config) as server:
+        end = time.monotonic() + 3
+
+        def flood(_: int) -> Counter[int]:
+            statuses: Counter[int] = Counter()
+            with httpx.Client(timeout=120) as http:
+                while time.monotonic() < end:
+                    answer = http.post(f"{server.url}/moderations", json={"input": "hello " * 50})
+                    statuses[answer.status_code] += 1
+                    if answer.status_code == 429:
+                        assert int(answer.headers["retry-after"]) >= 1
+                        assert answer.json()["error"]["code"] == "rate_limit_exceeded"
+                    else:
+                        assert not answer.json()["results"][0]["guardrail"]["degraded"]
+            return statuses
+
+        with ThreadPoolExecutor(24) as pool:
+            total: Counter[int] = sum(pool.map(flood, range(24)), Counter())
+        ended = time.monotonic()
+        after = httpx.post(f"{server.url}/moderations", json={"input": "hello"}, timeout=60)
+        took = time.monotonic() - ended
+        metrics = httpx.get(f"{server.root}/metrics", timeout=60).text
+    assert set(total) == {200, 429}
+    assert after.status_code == 200
+    assert took < 10  # a second on a machine that does nothing else
+    assert "guardrail_queue_depth 0.0" in metrics
 
 
 def test_workers_do_not_outlive_a_server_that_is_killed() -> None:

@@ -1,0 +1,121 @@
+"""A batcher: closed, forgotten, forked, and when the interpreter ends."""
+
+from __future__ import annotations
+
+import gc
+import os
+import subprocess
+import sys
+import weakref
+from collections.abc import Iterator
+
+import pytest
+from batching_kit import PATIENCE, ROOT, WORDS, Held, seen, text, until
+
+from guardrail import batching
+from guardrail.batching import Batcher
+from guardrail.errors import ModerationError
+from guardrail.testing import FakeModerator
+
+
+@pytest.fixture
+def held() -> Iterator[Held]:
+    moderator = Held()
+    yield moderator
+    moderator.let()
+
+
+def test_closing_answers_all_that_was_taken_and_takes_no_more(held: Held) -> None:
+    batcher = Batcher(held, workers=2, max_batch=2)
+    futures = [batcher.submit([text(n)]) for n in range(20)]
+    held.let()
+    batcher.close()
+    assert [f.result(0)[0] for f in futures] == seen([text(n) for n in range(20)])
+    with pytest.raises(ModerationError, match="the batcher is closed"):
+        batcher.assess([text(0)])
+    batcher.close()
+    assert not batcher._threads
+
+
+def test_closing_does_not_wait_longer_than_told_for_a_moderator_that_hangs(
+    held: Held, caplog: pytest.LogCaptureFixture
+) -> None:
+    batcher = Batcher(held, workers=1, max_batch=1)
+    futures = [batcher.submit([text(n)]) for n in range(3)]
+    until(lambda: batcher.running == 1)
+    batcher.close(timeout=0.05)
+    for future in futures:
+        with pytest.raises(ModerationError, match="closed before the text was judged"):
+            future.result(0)
+    held.let()  # it comes back after all: its late answer must not be the worker's end
+    until(lambda: batcher.running == 0)
+    assert not caplog.records, "a call was settled twice"
+
+
+def test_a_forgotten_batcher_leaves_no_thread(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(batching, "_IDLE_SECONDS", 0.01)
+    kept = [Batcher(FakeModerator(WORDS))]
+    for n in range(2):  # idle workers are started anew
+        assert kept[0].assess([text(n)]) == seen([text(n)])
+        until(lambda: not kept[0]._threads)
+    forgotten = weakref.ref(kept.pop())
+
+    def gone() -> bool:
+        gc.collect()
+        return forgotten() is None
+
+    until(gone)
+
+
+def run(program: str) -> str:
+    done = subprocess.run(
+        [sys.executable, "-W", "ignore", "-c", program],
+        capture_output=True, text=True, timeout=PATIENCE * 2, cwd=ROOT,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+PREAMBLE = """
+import os, threading, time
+from guardrail.batching import Batcher
+from guardrail.moderator import OnnxModerator
+from guardrail.testing import FakeModerator
+from guardrail.verdict import Pair
+"""
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork here")
+def test_a_forked_child_judges_on_while_its_parent_is_busy() -> None:
+    pytest.importorskip("onnxruntime")
+    said = run(
+        PREAMBLE
+        + """
+model = OnnxModerator(device="cpu", threads=2)
+batcher = Batcher(model, workers=2)
+pairs = [Pair("How do I bake bread?", "Knead it, wait, bake it. " * n) for n in (1, 9)]
+expected = model.assess(pairs)
+pending = [batcher.submit(pairs) for _ in range(3)]
+child = os.fork()
+if child == 0:
+    print(batcher.depth, batcher.assess(pairs) == expected, flush=True)
+    os._exit(0)
+assert os.waitpid(child, 0)[1] == 0
+print(all(future.result() == expected for future in pending))
+"""
+    )
+    assert said.split() == ["0", "True", "True"]
+
+
+def test_the_interpreter_ends_although_a_moderator_hangs() -> None:
+    said = run(
+        PREAMBLE
+        + """
+import guardrail.batching
+guardrail.batching._EXIT_SECONDS = 0.1
+batcher = Batcher(FakeModerator({}, on_assess=lambda pairs: time.sleep(10_000)))
+batcher.submit([Pair("hello")])
+print("ends")
+"""
+    )
+    assert said == "ends\n"
