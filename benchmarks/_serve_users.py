@@ -1,6 +1,6 @@
 """The clients of `benchmarks.serve`, as locust users: one moderates, one chats and streams.
 
-    locust -f benchmarks/_serve_users.py --host http://127.0.0.1:8000 Moderator
+    python -m locust -f benchmarks/_serve_users.py --host http://127.0.0.1:8000 Moderator
 
 Requests are counted under what came of them: the status, or `broken` for a stream without an end.
 A client that is told to come back later waits that long, as the official ones do; with
@@ -15,26 +15,10 @@ import time
 
 from locust import FastHttpUser, constant, task
 
-WORDS = (
-    "the",
-    "fox",
-    "went",
-    "on",
-    "through",
-    "a",
-    "wood",
-    "and",
-    "asked",
-    "how",
-    "bread",
-    "bakes",
-)
-LENGTHS = (8, 8, 20, 20, 60, 110)  # words: chat prompts, sentences of a stream, whole answers
+from benchmarks._words import text
+
 _RUDE = os.environ.get("GUARDRAIL_RUDE") == "1"
-
-
-def text() -> str:
-    return " ".join(random.choices(WORDS, k=random.choice(LENGTHS)))
+_CHANCE = random.Random()
 
 
 class _Client(FastHttpUser):
@@ -59,12 +43,12 @@ class _Client(FastHttpUser):
 class Moderator(_Client):
     @task
     def moderate(self) -> None:
-        self.ask("/v1/moderations", {"input": text()})
+        self.ask("/v1/moderations", {"input": text(_CHANCE)})
 
 
 class Chatter(_Client):
     @task
     def chat(self) -> None:
-        messages = [{"role": "user", "content": text()}]
+        messages = [{"role": "user", "content": text(_CHANCE)}]
         body = {"model": "fast", "messages": messages, "stream": True}
         self.ask("/v1/chat/completions", body, end="data: [DONE]")

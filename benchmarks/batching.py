@@ -34,27 +34,14 @@ from statistics import median, quantiles
 
 import numpy as np
 
+from benchmarks import _words
 from guardrail.batching import Batcher
 from guardrail.encoding import Window
 from guardrail.guard import Guard
 from guardrail.moderator import OnnxModerator, pad
 from guardrail.verdict import Pair
 
-WORDS = (
-    "the",
-    "fox",
-    "went",
-    "on",
-    "through",
-    "a",
-    "wood",
-    "and",
-    "asked",
-    "how",
-    "bread",
-    "bakes",
-)
-LENGTHS = (8, 8, 20, 20, 60, 110, 220)  # words: chat prompts, sentences of a stream, whole answers
+LENGTHS = (*_words.LENGTHS, 220)
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,11 +58,7 @@ class Load:
 def texts(seed: int) -> Callable[[], Pair]:
     """An endless supply of pairs, the same for every way."""
     chance = random.Random(seed)
-
-    def text() -> Pair:
-        return Pair("How is that done?", " ".join(chance.choices(WORDS, k=chance.choice(LENGTHS))))
-
-    return text
+    return lambda: Pair("How is that done?", _words.text(chance, LENGTHS))
 
 
 def by_threads(check: Callable[[Pair], object], callers: int, seconds: float) -> list[float]:

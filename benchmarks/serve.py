@@ -6,9 +6,12 @@
 
 Two servers run, one that batches and one that does not, before a chat API that answers at once;
 clients are closed loops (see `_serve_users`). What is measured in turn, round by round, is given as
-the median of the rounds: answers (200) per second, their latencies, and what else came: at
-saturation nothing but 429. `recovery` is the time from the last turned down probe of a light
-client, which asks on while the load ends, to its first answer that is as fast as before.
+the median of the rounds: answers (200) per second, their latencies, and what else came. One gentle
+client asks before, during and after each load: `recovery` is the time from the load's last request
+until that client's p95 (of its next 20 requests) is within twice its idle p95, the slowest of the
+rounds. At the end it is said whether what was promised held: at saturation nothing but 429,
+recovered within a second, batching on twice as fast as off at 64 clients and no slower at 1.
+Clients that do not wait as they are told: GUARDRAIL_RUDE=1. The soak exits with 1 where it fails.
 
 Server, clients and upstream share the machine: with few cores, the figures are those of all three.
 """
@@ -29,6 +32,7 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from statistics import median
@@ -38,6 +42,9 @@ import httpx
 
 USERS = {"moderation": "Moderator", "chat": "Chatter"}
 PROBE_SECONDS = 0.02
+PROBES = 20  # of the gentle client, whose p95 tells whether the server has recovered
+IDLE_SECONDS, AFTER_SECONDS = 2.0, 3.0  # for which it asks before and after the load
+FLAT_PERCENT = 5.0
 ANSWER = "Knead the dough, let it rest, and bake it for an hour in a hot oven. " * 4
 
 
@@ -147,7 +154,8 @@ def locust(root: str, mode: str, clients: int, seconds: float) -> list[dict[str,
     command = [sys.executable, "-m", "locust", "-f", str(users), USERS[mode], "--headless"]
     command += ["--host", root, "-u", str(clients), "-r", str(clients), "-t", f"{seconds:g}s"]
     command += ["--json", "--skip-log", "--stop-timeout", "30"]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    top = users.parents[1]  # where locust finds the package `benchmarks`
+    done = subprocess.run(command, capture_output=True, text=True, check=False, cwd=top)
     try:
         rows: list[dict[str, Any]] = json.loads(done.stdout)
     except ValueError:
@@ -158,17 +166,21 @@ def locust(root: str, mode: str, clients: int, seconds: float) -> list[dict[str,
 def load(root: str, mode: str, batching: bool, clients: int, seconds: float) -> Load:
     with probing(root) as probes:
         rows = locust(root, mode, clients, seconds)
-        time.sleep(1)
+        time.sleep(AFTER_SECONDS)
     statuses = {row["name"]: row["num_requests"] for row in rows}
     times: Counter[float] = Counter()
     spans = [(row["start_time"], row["last_request_timestamp"] or 0.0) for row in rows]
     for row in rows:
         if row["name"] == "200":
             times.update({float(ms): n for ms, n in row["response_times"].items()})
-    took = max(end for _, end in spans) - min(start for start, _ in spans) if spans else 0.0
+    began = min((start for start, _ in spans), default=0.0)
+    ended = max((end for _, end in spans), default=0.0)
+    took = ended - began
     p50, p95, p99 = (percentile(times, share) for share in (0.50, 0.95, 0.99))
     rate = statuses.get("200", 0) / took if took else 0.0
-    return Load(mode, batching, clients, rate, p50, p95, p99, statuses, recovery(probes))
+    return Load(
+        mode, batching, clients, rate, p50, p95, p99, statuses, recovery(probes, began, ended)
+    )
 
 
 def percentile(times: Counter[float], share: float) -> float:
@@ -183,39 +195,45 @@ def percentile(times: Counter[float], share: float) -> float:
 
 @contextlib.contextmanager
 def probing(root: str) -> Iterator[list[tuple[float, int, float]]]:
-    """A light client that goes on asking: (when it asked, status, seconds), in order."""
+    """A gentle client that goes on asking: (when, status, seconds), `when` by time.time()."""
     probes: list[tuple[float, int, float]] = []
     stop = threading.Event()
 
     def probe() -> None:
         with httpx.Client(timeout=60) as http:
             while not stop.wait(PROBE_SECONDS):
-                began = time.perf_counter()
+                when, began = time.time(), time.perf_counter()
                 with contextlib.suppress(httpx.TransportError):
                     answer = http.post(f"{root}/v1/moderations", json={"input": "How is bread?"})
-                    probes.append((began, answer.status_code, time.perf_counter() - began))
+                    probes.append((when, answer.status_code, time.perf_counter() - began))
 
     thread = threading.Thread(target=probe)
     thread.start()
     try:
-        time.sleep(1)  # the time before the load is what `recovery` measures against
+        time.sleep(IDLE_SECONDS)
         yield probes
     finally:
         stop.set()
         thread.join()
 
 
-def recovery(probes: Sequence[tuple[float, int, float]]) -> float | None:
-    """Milliseconds from the last probe that was turned down to the first answer that came within
-    five times what it took before the load; None when no probe was turned down."""
-    turned = [when for when, status, _ in probes if status != 200]
-    if not turned:
+def recovery(
+    probes: Sequence[tuple[float, int, float]], began: float, ended: float
+) -> float | None:
+    """Milliseconds from the end of a load until the gentle client is served as when idle: its next
+    PROBES requests are answered, with a p95 within twice that before the load. None without probes
+    to tell by; infinite where it did not come to that."""
+    idle = Counter(took for when, _, took in probes if when + took < began)
+    after = [probe for probe in probes if probe[0] + probe[2] >= ended]
+    if not idle or len(after) < PROBES:
         return None
-    before = [took for when, status, took in probes if when < turned[0] and status == 200]
-    usual = 5 * (min(before) if before else 0.05)
-    for when, status, took in probes:
-        if when > turned[-1] and status == 200 and took <= usual:
-            return 1000 * (when + took - turned[-1])
+    usual = 2 * percentile(idle, 0.95)
+    for at in range(len(after) - PROBES + 1):
+        some = after[at : at + PROBES]
+        answered = all(status == 200 for _, status, _ in some)
+        if answered and percentile(Counter(took for *_, took in some), 0.95) <= usual:
+            when, _, took = some[0]
+            return 1000 * (when + took - ended)
     return float("inf")
 
 
@@ -246,31 +264,58 @@ def table(loads: Sequence[Load]) -> str:
     return "\n".join(lines)
 
 
+def kept(loads: Sequence[Load]) -> list[str]:
+    """What was promised, and whether it held."""
+    said = []
+    others = sorted({status for x in loads for status in x.statuses} - {"200", "429"})
+    said.append(f"nothing but 200 and 429: {'yes' if not others else 'NO: ' + ', '.join(others)}")
+    slowest = max((x.recovery_ms for x in loads if x.recovery_ms is not None), default=None)
+    if slowest is not None:
+        held = "yes" if slowest <= 1000 else "NO"
+        said.append(f"recovered within a second: {held}, {slowest:.0f} ms at most")
+    rates = {(x.mode, x.clients, x.batching): x.per_second for x in loads}
+    for (mode, clients, batching), rate in rates.items():
+        if batching and clients in (1, 64) and rates[mode, clients, False]:
+            times = rate / rates[mode, clients, False]
+            aim = "2.00" if clients == 64 else "1.00"
+            said.append(f"batching at {clients} clients, {mode}: {times:.2f}x (aim {aim}x)")
+    return said
+
+
 # --- soak ----------------------------------------------------------------------------------------
 
 
 def soak(root: str, pid: int, clients: int, seconds: float) -> dict[str, Any]:
     """Both kinds of clients at once, and the memory of the server's processes, once a second."""
-    threads = [
-        threading.Thread(target=locust, args=(root, mode, max(1, clients // 2), seconds))
-        for mode in USERS
-    ]
-    for thread in threads:
-        thread.start()
     samples: list[int] = []
-    while any(thread.is_alive() for thread in threads):
-        samples.append(resident(pid))
-        left = max(0.0, seconds - len(samples))
-        print(f"{samples[-1] / 2**20:.1f} MiB, {left:.0f} s left ", end="\r", flush=True)
-        time.sleep(1)
+    statuses: Counter[str] = Counter()
+    each = max(1, clients // 2)
+    with ThreadPoolExecutor(len(USERS)) as pool:
+        loads = [pool.submit(locust, root, mode, each, seconds) for mode in USERS]
+        while not all(load.done() for load in loads):
+            samples.append(resident(pid))
+            left = max(0.0, seconds - len(samples))
+            print(f"{samples[-1] / 2**20:.1f} MiB, {left:.0f} s left ", end="\r", flush=True)
+            time.sleep(1)
+        for row in (row for load in loads for row in load.result()):
+            statuses[row["name"]] += row["num_requests"]
     tenth = max(1, len(samples) // 10)
     early, late = median(samples[tenth : 2 * tenth] or samples), median(samples[-tenth:])
     drift = 100 * (late / early - 1)
+    flat = abs(drift) <= FLAT_PERCENT
     print(
-        f"resident memory over {len(samples)} s at {clients} clients: {early / 2**20:.1f} MiB in "
-        f"the second tenth, {late / 2**20:.1f} MiB in the last, drift {drift:+.1f} %"
+        f"resident memory over {len(samples)} s at {2 * each} clients: {early / 2**20:.1f} MiB in "
+        f"the second tenth, {late / 2**20:.1f} MiB in the last, drift {drift:+.1f} %; "
+        f"{', '.join(f'{status}: {n}' for status, n in sorted(statuses.items()))}\n"
+        f"memory flat within {FLAT_PERCENT:g} %: {'yes' if flat else 'NO'}"
     )
-    return {"seconds": len(samples), "drift_percent": drift, "bytes": samples}
+    return {
+        "seconds": len(samples),
+        "drift_percent": drift,
+        "flat": flat,
+        "statuses": statuses,
+        "bytes": samples,
+    }
 
 
 def resident(pid: int) -> int:
@@ -334,11 +379,13 @@ def main() -> None:
         else:
             off = stack.enter_context(server(folder, url, batching=False, **options))
             loads = compare(args, {True: on[0], False: off[0]})
-            print(table(loads))
+            print(table(loads), *kept(loads), sep="\n")
             figures["load"] = [asdict(one) for one in loads]
     if args.output is not None:
         args.output.write_text(json.dumps(figures, indent=1) + "\n", encoding="utf-8")
         print(f"written to {args.output}")
+    if not figures.get("soak", {}).get("flat", True):
+        raise SystemExit(1)
 
 
 if __name__ == "__main__":
