@@ -35,10 +35,8 @@ def statistics(labels: Sequence[StoredLabel]) -> dict[str, Any]:
     pairs = [s for s in labels if s.kind == "pair"]
     return {
         "labels": {
-            "human": _made_by(labels, "human"),
-            "ai": _made_by(labels, "ai"),
-            "moderator": _made_by(labels, "moderator"),
-            "imported": _made_by(labels, "import"),
+            "imported" if role == "import" else role: sum(s.role == role for s in labels)
+            for role in ("human", "ai", "moderator", "import")
         },
         "annotators": annotators(labels),
         "people": people(items, pairs),
@@ -190,6 +188,8 @@ def compare(both: Sequence[tuple[SafetyLabel, SafetyLabel]]) -> dict[str, Any]:
             }
     return {
         "n": len(both),
+        "n_severity": len(graded),
+        "n_categories": len(named),
         "safe_kappa": _number(cohen_kappa(safe)),
         "severity_kappa": _number(cohen_kappa(table, "quadratic")),
         "severity_equal": float(np.trace(table) / len(graded)) if graded else None,
@@ -295,10 +295,6 @@ def _same(a: SafetyLabel, b: SafetyLabel) -> bool:
     return a.safe == b.safe and a.severity == b.severity
 
 
-def _made_by(labels: Sequence[StoredLabel], role: str) -> int:
-    return sum(s.role == role for s in labels)
-
-
 def _number(value: float) -> float | None:
     return None if math.isnan(value) else value
 
@@ -351,8 +347,9 @@ def _machine(row: dict[str, Any]) -> list[str]:
         return ["No text has a label of both."]
     levels = [s.label for s in Severity]
     return [
-        f"{row['n']} texts; kappa of safe {_cell(row['safe_kappa'])}, of severity (quadratic) "
-        f"{_cell(row['severity_kappa'])}; severity equal {_cell(row['severity_equal'])}",
+        f"{row['n']} texts: kappa of safe {_cell(row['safe_kappa'])}. {row['n_severity']} with a "
+        f"severity from both: kappa (quadratic) {_cell(row['severity_kappa'])}, equal "
+        f"{_cell(row['severity_equal'])}. {row['n_categories']} with categories from both.",
         "",
         *_table(
             ["severity", *levels],

@@ -60,6 +60,7 @@ def test_a_machine_is_held_against_people_per_category_and_severity(queue: Queue
 def test_a_label_that_lacks_a_severity_counts_for_safe_alone() -> None:
     row = compare([(SafetyLabel(False), GRAVE), (SAFE, SAFE)])
     assert row["safe_kappa"] == 1
+    assert (row["n"], row["n_severity"], row["n_categories"]) == (2, 1, 1)
     assert sum(map(sum, row["confusion"])) == 1
 
 
