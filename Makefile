@@ -34,8 +34,11 @@ lint: .venv/.dev ## style, format, types
 	@.venv/bin/ruff format --check .
 	@.venv/bin/mypy --strict guardrail
 
-bench: .venv/.dev ## latency and throughput beside a RoBERTa-shaped peer
+bench: .venv/.dev ## beside a RoBERTa-shaped peer; then batching, scan, server under load (half an hour)
 	@$(PY) -m training.bench
+	@$(PY) -m benchmarks.batching
+	@$(PY) -m benchmarks.scan
+	@$(PY) -m benchmarks.serve
 
 # More options: make retrain ARGS='--train.init build/student3 --after 500'
 retrain: .venv/.dev ## after new labels in STORE: train, compare on the frozen test, install if better

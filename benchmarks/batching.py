@@ -2,6 +2,7 @@
 
     python -m benchmarks.batching                       # a few minutes, on an idle machine
     python -m benchmarks.batching --seconds 1 --rounds 1 --callers 1 64
+    python -m benchmarks.batching --only windows        # the model alone, by batch size and threads
 
 Callers are closed loops: each sends its next text when it has the answer to the last. The ways are
 measured in turn, round by round, so that a machine that slows down slows all of them; each figure
@@ -13,8 +14,9 @@ is the median of the rounds. Ways:
     acheck       asyncio tasks, `Guard.acheck` over the bare model (a thread per check)
     acheck+b     asyncio tasks, `Guard.acheck` over the `Batcher`
 
-The second table is why a batcher on a CPU judges texts one by one: the time of a window, by the
-number of windows run together.
+The second table is why a batcher on a CPU judges texts one by one: windows per second of the model
+alone, by how many of one length (so unpadded) are run together, and by the threads of an inference.
+`CPU ms` is what a window costs in CPU time, which tells of the work also on a machine that is busy.
 """
 
 from __future__ import annotations
@@ -22,7 +24,6 @@ from __future__ import annotations
 import argparse
 import asyncio
 import json
-import os
 import platform
 import random
 import threading
@@ -35,6 +36,7 @@ from statistics import median, quantiles
 import numpy as np
 
 from benchmarks import _words
+from guardrail._scan_local import cores
 from guardrail.batching import Batcher
 from guardrail.encoding import Window
 from guardrail.guard import Guard
@@ -42,6 +44,8 @@ from guardrail.moderator import OnnxModerator, pad
 from guardrail.verdict import Pair
 
 LENGTHS = (*_words.LENGTHS, 220)
+TOKENS = (16, 32, 64, 128)
+TOGETHER = (1, 2, 4, 8, 16, 32)
 
 
 @dataclass(frozen=True, slots=True)
@@ -146,23 +150,57 @@ def load(
     ]
 
 
-def padded(model: OnnxModerator, rounds: int) -> dict[int, dict[int, float]]:
-    """Milliseconds of a window, by its tokens and by how many are run in one batch."""
-    session, inputs = model._session, model._inputs
+@dataclass(frozen=True, slots=True)
+class Batch:
+    """The model alone: the best of the rounds."""
+
+    tokens: int
+    threads: int
+    together: int
+    windows_per_second: float
+    cpu_ms: float  # of one window
+
+
+def batches(name: str, device: str, rounds: int) -> list[Batch]:
+    """Every length, number of threads and batch size in turn, round by round."""
     chance = np.random.default_rng(0)
-    best: dict[int, dict[int, float]] = {}
-    for _ in range(max(3, rounds)):
-        for tokens in (16, 64, 128):
-            for n in (1, 4, 16):
-                ids = chance.integers(1000, 20_000, (n, tokens)).tolist()
-                arrays = pad([Window(row, [0] * tokens, 0, 0) for row in ids], 0)
-                feed = {name: array for name, array in arrays.items() if name in inputs}
-                started = time.perf_counter()
-                session.run(None, feed)
-                took = 1000 * (time.perf_counter() - started) / n
-                row = best.setdefault(tokens, {})
-                row[n] = min(row.get(n, took), took)
-    return best
+    best: dict[tuple[int, int, int], tuple[float, float]] = {}
+    for threads in sorted({1, cores()}):
+        model = OnnxModerator(name, device=device, threads=threads)
+        for round_ in range(rounds):
+            print(f"round {round_ + 1}/{rounds}, {threads} threads", end="\r", flush=True)
+            for tokens in TOKENS:
+                for n in TOGETHER:
+                    ids = chance.integers(1000, 20_000, (n, tokens)).tolist()
+                    wall, cpu = timed(model, [Window(row, [0] * tokens, 0, 0) for row in ids])
+                    seen = best.get((tokens, threads, n), (wall, cpu))
+                    best[tokens, threads, n] = (min(wall, seen[0]), min(cpu, seen[1]))
+    print(" " * 60, end="\r")
+    return [
+        Batch(*cell, cell[2] / wall, 1000 * cpu / cell[2]) for cell, (wall, cpu) in best.items()
+    ]
+
+
+def timed(model: OnnxModerator, windows: Sequence[Window]) -> tuple[float, float]:
+    """Wall-clock and CPU seconds of one inference."""
+    arrays = pad(windows, 0)
+    feed = {name: array for name, array in arrays.items() if name in model._inputs}
+    wall, cpu = time.perf_counter(), time.process_time()
+    model._session.run(None, feed)
+    return time.perf_counter() - wall, time.process_time() - cpu
+
+
+def batch_table(found: Sequence[Batch]) -> str:
+    lines = ["tokens  threads  of a window" + "".join(f"{n:9}" for n in TOGETHER)]
+    for tokens, threads in dict.fromkeys((x.tokens, x.threads) for x in found):
+        row = [x for x in found if (x.tokens, x.threads) == (tokens, threads)]
+        for what, figures in (
+            ("per second ", [x.windows_per_second for x in row]),
+            ("CPU ms     ", [x.cpu_ms for x in row]),
+        ):
+            cells = "".join(f"{figure:9.1f}" for figure in figures)
+            lines.append(f"{tokens:6}  {threads:7}  {what}{cells}")
+    return "\n".join(lines)
 
 
 def table(loads: Sequence[Load]) -> str:
@@ -186,22 +224,23 @@ def main() -> None:
     parser.add_argument("--model", default="small")
     parser.add_argument("--device", default="cpu", choices=["auto", "cpu", "cuda"])
     parser.add_argument("--output", type=Path, help="also write the figures as JSON")
+    parser.add_argument("--only", choices=["callers", "windows"], help="one of the two tables")
     args = parser.parse_args()
-    model = OnnxModerator(args.model, device=args.device, threads=args.threads)
-    loads = load(model, args.callers, args.seconds, args.rounds, args.latency)
-    print(table(loads))
-    windows = padded(model, args.rounds)
-    print("\nms per window    together:" + "".join(f"{n:9}" for n in (1, 4, 16)))
-    for tokens, row in windows.items():
-        print(f"{tokens:6} tokens             " + "".join(f"{ms:9.2f}" for ms in row.values()))
-    figures = {
-        "machine": {"cores": os.cpu_count(), "processor": platform.processor() or "unknown"},
-        "model": model.id,
-        "device": model.device,
+    figures: dict[str, object] = {
+        "machine": {"cores": cores(), "processor": platform.processor() or "unknown"},
+        "model": args.model,
+        "device": args.device,
         "arguments": {k: str(v) for k, v in vars(args).items() if k != "output"},
-        "load": [asdict(x) for x in loads],
-        "ms_per_window": windows,
     }
+    if args.only != "windows":
+        model = OnnxModerator(args.model, device=args.device, threads=args.threads)
+        loads = load(model, args.callers, args.seconds, args.rounds, args.latency)
+        figures["load"] = [asdict(x) for x in loads]
+        print(table(loads))
+    if args.only != "callers":
+        found = batches(args.model, args.device, args.rounds)
+        figures["batches"] = [asdict(x) for x in found]
+        print(batch_table(found))
     if args.output is not None:
         args.output.write_text(json.dumps(figures, indent=1) + "\n", encoding="utf-8")
         print(f"\nwritten to {args.output}")
