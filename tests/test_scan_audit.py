@@ -166,6 +166,25 @@ def test_a_log_that_cannot_be_written_stops_the_scan_before_a_row_is(tmp_path: P
     assert len(read_rows(output)) == 9
 
 
+@pytest.mark.skipif(not Path("/proc/self/fd").is_dir(), reason="tells files by their descriptors")
+def test_verdicts_are_on_disk_before_their_rows(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    source = write_rows(tmp_path / "in.jsonl", [{"prompt": f"bread {n}"} for n in range(6)])
+    log = log_of(tmp_path)
+    synced: list[str] = []
+    real = os.fsync
+
+    def fsync(fd: int) -> None:
+        synced.append(Path(os.readlink(f"/proc/self/fd/{fd}")).name)
+        real(fd)
+
+    monkeypatch.setattr(os, "fsync", fsync)
+    scan(source, tmp_path / "out.jsonl", chunk=3, audit=log)
+    files = [name for name in synced if name in ("audit.jsonl", "out.jsonl.partial")]
+    assert files == ["out.jsonl.partial", *["audit.jsonl", "out.jsonl.partial"] * 2]
+
+
 # --- the commands --------------------------------------------------------------------------------
 
 
