@@ -12,6 +12,7 @@ import pytest
 from scan_kit import read_rows, start, without_latency, write_rows
 
 from guardrail import Guard, OnnxModerator, Policy
+from guardrail.audit import AuditLog, verify
 from guardrail.scan import LocalEngine, Scan, ScanError, Tally
 
 pytestmark = pytest.mark.slow
@@ -56,8 +57,8 @@ def cluster() -> Iterator[Any]:
     ray.shutdown()
 
 
-def local(source: Path, output: Path) -> Tally:
-    return Scan(source, output).run(LocalEngine(Guard(OnnxModerator(threads=1), POLICY)))
+def local(source: Path, output: Path, **options: Any) -> Tally:
+    return Scan(source, output, **options).run(LocalEngine(Guard(OnnxModerator(threads=1), POLICY)))
 
 
 def test_ray_writes_what_the_local_engine_writes(cluster: Any, tmp_path: Path) -> None:
@@ -105,9 +106,12 @@ def test_what_ray_left_the_local_engine_ends(cluster: Any, tmp_path: Path) -> No
         if tally.rows >= 60:
             raise KeyboardInterrupt
 
+    log = AuditLog(tmp_path / "audit.jsonl", fsync="never")
     with pytest.raises(KeyboardInterrupt):
-        Scan(source, output, chunk=20).run(cluster("small", POLICY, workers=1), stop)
-    assert local(source, output).rows == len(ROWS)
+        Scan(source, output, chunk=20, audit=log).run(cluster("small", POLICY, workers=1), stop)
+    assert local(source, output, audit=log).rows == len(ROWS)
+    report = verify(log.path)
+    assert (report.problems, report.rows) == ([], len(ROWS) - 2)
     assert [row.get("id") for row in read_rows(output)] == [
         row["id"] if isinstance(row, dict) else None for row in ROWS
     ]
