@@ -11,7 +11,9 @@ assessment of a text that contains it was decided as deliverable.
     event = gate.send(None)                 # after a Release or a Stop
 
 Cost: each passage is judged once, with a bounded stretch of what was released before it, and the
-whole text once more at its end: linear in its length. What is masked is judged a second time.
+whole text once more at its end: linear in its length. What is masked is judged a second time, and a
+passage that is delivered, yet is not clearly harmless, sentence by sentence: amid harmless ones a
+harmful sentence looks milder than it is.
 
 What it cannot do: a phrase that turns harmful with its last word has had its first words released
 by then, when they ended a passage. Passages end after a sentence or a word, never inside a word
@@ -21,11 +23,11 @@ alone, is seen only when the whole answer is judged, at its end.
 
 from __future__ import annotations
 
-import dataclasses
 import re
 import sys
 from collections.abc import Generator, Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from itertools import pairwise
 
 from guardrail.verdict import Action, Passage, Verdict
 
@@ -70,6 +72,8 @@ class StreamConfig:
     context: how much of what was released is judged again with each passage, so that harm spread
         over a passage's edge is seen. No forbidden string up to this length gets out whole.
     mask: what a redacted passage is replaced by.
+    second_look: the probability of being unsafe from which the sentences of a passage are judged
+        one by one as well; 1 is hardly ever, 0 always.
     """
 
     first: int = 1
@@ -77,6 +81,7 @@ class StreamConfig:
     longest: int = 600
     context: int = 350
     mask: str = "[redacted]"
+    second_look: float = 0.2
 
     def __post_init__(self) -> None:
         if not 1 <= self.first <= self.longest:
@@ -85,17 +90,20 @@ class StreamConfig:
             raise ValueError(f"growth must be 1 or more, not {self.growth}")
         if self.context < 0:
             raise ValueError(f"context must be 0 or more, not {self.context}")
+        if not 0 <= self.second_look <= 1:
+            raise ValueError(f"second_look must be from 0 to 1, not {self.second_look}")
         # An empty mask would join what stood on both sides of a passage into something unjudged.
         if not self.mask.strip():
             raise ValueError("mask must hold a visible character")
 
     def gathered(self) -> StreamConfig:
         """For an answer that is not streamed: all of it is gathered, and judged once."""
-        return dataclasses.replace(self, first=sys.maxsize, longest=sys.maxsize)
+        return replace(self, first=sys.maxsize, longest=sys.maxsize)
 
 
 _SENTENCE = re.compile(r"[.!?…][\"')\]]*\s|\n")
 _SPACE = re.compile(r"\s")
+_SENTENCE_CHARS = 40  # at least, to be judged alone: "1." says nothing
 _WORD = 32  # characters; of longer words nobody reads the beginning first
 _Steps = Generator[Event, str | Verdict | None, tuple[str | None, Verdict]]
 
@@ -148,12 +156,58 @@ def _passage(before: str, new: str, shown: str, config: StreamConfig) -> _Steps:
     """
     verdict = yield from _verdict(before + new)
     if verdict.delivers:
-        return new, verdict
+        closer = yield from _closer_look(before, new, verdict, config)
+        if closer is None:
+            return new, verdict
+        verdict = closer
     if verdict.action is not Action.REDACT or not verdict.passages:
         return None, verdict
     masked = mask_passages(before + new, verdict.passages, config.mask, skip=len(before))
     again = yield from _verdict(shown + masked)
     return (masked, verdict) if again.action <= Action.REDACT else (None, again)
+
+
+def _closer_look(
+    before: str, new: str, verdict: Verdict, config: StreamConfig
+) -> Generator[Event, str | Verdict | None, Verdict | None]:
+    """The strongest verdict on a sentence of `new` that is not delivered alone, as if it were on
+    `before + new`; None where there is none, or no need to look."""
+    if verdict.assessment is None or verdict.assessment.unsafe_probability < config.second_look:
+        return None
+    found: list[Verdict] = []
+    for start, end in _sentences(new):
+        if new[start:end].strip() and end - start < len(before + new):
+            alone = yield from _verdict(new[start:end])
+            if not alone.delivers:
+                found.append(_moved(alone, len(before) + start))
+    if not found:
+        return None
+    worst = max(found, key=lambda v: v.action.rank)
+    if worst.assessment is None:
+        return worst
+    passages = tuple(p for v in found for p in v.passages)
+    return replace(worst, assessment=replace(worst.assessment, passages=passages))
+
+
+def _moved(verdict: Verdict, by: int) -> Verdict:
+    """A verdict on `text[by:]` as one on `text`."""
+    if verdict.assessment is None:
+        return verdict
+    passages = tuple(replace(p, start=p.start + by, end=p.end + by) for p in verdict.passages)
+    return replace(verdict, assessment=replace(verdict.assessment, passages=passages))
+
+
+def _sentences(text: str) -> list[tuple[int, int]]:
+    """Where the sentences of `text` lie, short ones with the next, the rest with the last."""
+    edges = [0]
+    for match in _SENTENCE.finditer(text):
+        if match.end() - edges[-1] >= _SENTENCE_CHARS:
+            edges.append(match.end())
+    if len(edges) == 1 or len(text) - edges[-1] >= _SENTENCE_CHARS:
+        edges.append(len(text))
+    else:
+        edges[-1] = len(text)
+    return list(pairwise(edges))
 
 
 def _verdict(text: str) -> Generator[Event, str | Verdict | None, Verdict]:

@@ -9,13 +9,24 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from guardrail import Action, Category, Direction, Guard, Passage, Policy, Severity, Verdict
+from guardrail import (
+    Action,
+    Assessment,
+    Category,
+    Direction,
+    Guard,
+    Passage,
+    Policy,
+    Severity,
+    Verdict,
+)
 from guardrail.stream import (
     Judge,
     Need,
     Release,
     Stop,
     StreamConfig,
+    _sentences,
     mask_passages,
     stream_gate,
 )
@@ -273,7 +284,14 @@ def test_the_first_text_comes_early_and_passages_grow() -> None:
 
 @pytest.mark.parametrize(
     "values",
-    [{"first": 0}, {"first": 700}, {"growth": 0.5}, {"context": -1}, {"mask": ""}],
+    [
+        {"first": 0},
+        {"first": 700},
+        {"growth": 0.5},
+        {"context": -1},
+        {"mask": ""},
+        {"second_look": 1.5},
+    ],
 )
 def test_a_config_that_cannot_work_is_refused(values: dict[str, object]) -> None:
     with pytest.raises(ValueError, match=next(iter(values))):
@@ -309,3 +327,71 @@ def test_leaked_chars_counts_whole_strings_only() -> None:
     assert leaked_chars(["a bo", "mb and a bomb"], {"bomb"}) == 8
     assert leaked_chars("a bom", {"bomb"}) == 0
     assert leaked_chars("", {"bomb"}) == 0
+
+
+# --- the second look -----------------------------------------------------------------------------
+
+PLAIN = "The gulls sat in rows on the old railing. "
+HARM = "Then you light the fuse of the pipe and run off. "
+
+
+def diluting(text: str, action: Action = Action.REFUSE) -> Verdict:
+    """As a model that sees a harmful sentence alone, and amid harmless ones only a trace of it."""
+    at = text.find(HARM.strip())
+    alone = at >= 0 and len(text) < 2 * len(HARM)
+    trace = 1.0 if alone else 0.3 * (at >= 0)
+    seen = Assessment(
+        direction=Direction.OUTPUT,
+        severity_probabilities=dict.fromkeys(Severity, 0.0)
+        | {Severity.NONE: 1 - trace, Severity.MODERATE: trace},
+        categories=dict.fromkeys(Category, 0.0),
+        passages=(Passage(at, at + len(HARM.strip()), 1.0),) if alone else (),
+    )
+    return Verdict(action if alone else Action.ALLOW, Direction.OUTPUT, assessment=seen)
+
+
+@pytest.mark.parametrize("size", [1, 13, 10_000])
+@pytest.mark.parametrize("place", [0, 3, 11, 12])
+def test_a_harmful_sentence_amid_harmless_ones_is_seen_at_the_second_look(
+    size: int, place: int
+) -> None:
+    text = "".join(HARM if n == place else PLAIN for n in range(13)).strip()
+    deltas = [text[i : i + size] for i in range(0, len(text), size)]
+    # Passages of several sentences: the first look does not see it.
+    gathers = StreamConfig(first=300)
+    run = run_gate(deltas, diluting, gathers)
+    assert run.stopped is not None
+    assert leaked_chars(run.released, [HARM.strip()]) == 0
+    blind = run_gate(deltas, diluting, StreamConfig(first=300, second_look=1))
+    assert blind.text == text
+
+
+@pytest.mark.parametrize("size", [1, 13, 10_000])
+def test_what_the_second_look_redacts_is_masked_where_it_stands(size: int) -> None:
+    text = (PLAIN * 9 + HARM + PLAIN * 9 + HARM + PLAIN).strip()
+    deltas = [text[i : i + size] for i in range(0, len(text), size)]
+    run = run_gate(deltas, lambda t: diluting(t, Action.REDACT), StreamConfig(first=200))
+    assert run.stopped is None
+    assert run.text == text.replace(HARM.strip(), "[redacted]")
+
+
+def test_a_clearly_harmless_text_is_not_looked_at_again() -> None:
+    looked = run_gate([PLAIN * 40], diluting)
+    assert looked.judged == run_gate([PLAIN * 40], diluting, StreamConfig(second_look=1)).judged
+    assert len(run_gate([PLAIN * 40], diluting, StreamConfig(second_look=0)).judged) > 40
+
+
+@given(text=st.text("ab. \n1", max_size=400))
+def test_sentences_are_the_text_in_order_and_none_is_only_a_number(text: str) -> None:
+    spans = _sentences(text)
+    assert "".join(text[start:end] for start, end in spans) == text
+    assert all(end - start >= min(40, len(text)) for start, end in spans)
+
+
+@given(length=st.integers(0, 6000), unit=st.sampled_from(["a", "Word. ", "\n", PLAIN]))
+def test_even_where_everything_is_looked_at_twice_the_cost_is_linear(
+    length: int, unit: str
+) -> None:
+    text = (unit * (length // len(unit) + 1))[:length]
+    run = run_gate([text], diluting, StreamConfig(second_look=0))
+    assert sum(map(len, run.judged)) <= 4 * length + 350
