@@ -125,7 +125,7 @@ def _check_options(
     if engine == "local" and (address is not None or gpus):
         raise UsageError("--address and --gpus-per-worker are of --engine ray: add that")
     if engine == "ray" and device in ("cuda", "tensorrt") and not gpus:
-        raise UsageError("--device cuda needs GPUs from Ray: add --gpus-per-worker, 0.25 say")
+        raise UsageError(f"--device {device} needs GPUs from Ray: add --gpus-per-worker, 0.25 say")
     if report is not None and not report.parent.is_dir():
         raise UsageError(f"{report.parent}: no such folder: make it first")
     if report is not None and (report.is_dir() or report.resolve() == output.resolve()):
