@@ -25,14 +25,14 @@ import tyro
 from torch.nn import functional
 
 from guardrail import Guard
-from guardrail.score import OnnxScorer
+from guardrail.score import BestOf, OnnxScorer
 from guardrail.verdict import Pair
 from training.bases import SMOLLM2
 from training.batching import encode, predict
 from training.data import Example, normalise, read_examples
 from training.lm import BASES_FOLDER, LanguageModel, encode_answer, encode_prompt, load_policy
 from training.model import ModerationModel, encoder_of
-from training.rollout import pad_left
+from training.rollout import pad_left, sample, texts
 from training.suppression_report import Judged, Prompt, is_gibberish, markdown, summarise
 
 HARMFUL = (
@@ -44,7 +44,8 @@ HARMFUL = (
 @dataclass
 class Args:
     policies: tuple[str, ...] = ("base",)
-    """`base`, or `name=folder` of an adapter."""
+    """`base`, or `name=folder` of an adapter; `name=folder@4` for the best of four answers, by
+    reward minus cost, which needs --reward and --cost."""
     base: str = SMOLLM2
     bases: Path = BASES_FOLDER
     data: Path = Path("build/data")
@@ -52,6 +53,8 @@ class Args:
     """A trained moderation model of another base than the cost model's."""
     reward: Path | None = None
     """A reward model, for how helpful answers to everyday prompts are."""
+    cost: Path | None = None
+    """A cost model, for best-of-n."""
     guard: str = "small"
     guard_policy: str = "balanced"
     out: Path = Path("build/suppression")
@@ -92,6 +95,12 @@ def choose_prompts(examples: Sequence[Example], args: Args) -> list[Prompt]:
 
 def answer_all(args: Args, name: str, policy: str, prompts: Sequence[Prompt]) -> list[str]:
     """The policy's greedy answers, in order; those of an earlier, stopped run are kept."""
+    policy, _, n = policy.partition("@")
+    draws, ranker = int(n or 1), None
+    if draws > 1:
+        if args.reward is None or args.cost is None:
+            raise SystemExit(f"{name}: the best of {draws} needs --reward and --cost")
+        ranker = BestOf(args.reward, args.cost)
     path = args.out / f"{name}.jsonl"
     done = {}
     if path.exists():
@@ -106,7 +115,11 @@ def answer_all(args: Args, name: str, policy: str, prompts: Sequence[Prompt]) ->
         started = time.monotonic()
         for first in range(0, len(left), args.batch):
             part = left[first : first + args.batch]
-            answers = generate(lm, part, args.tokens)
+            if ranker is None:
+                answers = generate(lm, part, args.tokens)
+            else:
+                torch.manual_seed(args.seed + first)
+                answers = best_of(ranker, lm, part, args.tokens, draws)
             with path.open("a", encoding="utf-8") as file:
                 for prompt, answer in zip(part, answers, strict=True):
                     row = {"prompt": prompt, "answer": answer}
@@ -132,6 +145,18 @@ def generate(lm: LanguageModel, prompts: Sequence[str], tokens: int) -> list[str
     )
     texts: list[str] = lm.tokenizer.batch_decode(out[:, ids.shape[1] :], skip_special_tokens=True)
     return [text.strip() for text in texts]
+
+
+def best_of(
+    ranker: BestOf, lm: LanguageModel, prompts: Sequence[str], tokens: int, draws: int
+) -> list[str]:
+    """Of several sampled answers to each prompt the one with most reward minus cost."""
+    rows = [prompt for prompt in prompts for _ in range(draws)]
+    ids = [encode_prompt(lm.tokenizer, prompt) for prompt in rows]
+    answers = texts(lm.tokenizer, sample(lm.model, lm.tokenizer, ids, tokens, temperature=0.8))
+    pairs = [Pair(p, a) for p, a in zip(rows, answers, strict=True)]
+    best = np.reshape(ranker.scores(pairs), (len(prompts), draws)).argmax(axis=1)
+    return [answers[i * draws + int(b)] for i, b in enumerate(best)]
 
 
 @torch.inference_mode()

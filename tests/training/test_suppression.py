@@ -3,15 +3,23 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
 
-pytest.importorskip("torch")
+torch = pytest.importorskip("torch")
+pytest.importorskip("peft")
 
-from training.data import Example
-from training.suppression import Args, choose_prompts
-from training.suppression_report import (
+import tiny_policy  # noqa: E402
+
+from guardrail.score import BestOf  # noqa: E402
+from guardrail.verdict import Pair  # noqa: E402
+from training.data import Example  # noqa: E402
+from training.lm import load_policy  # noqa: E402
+from training.suppression import Args, answer_all, best_of, choose_prompts  # noqa: E402
+from training.suppression_report import (  # noqa: E402
     Judged,
     Prompt,
     is_gibberish,
@@ -112,3 +120,27 @@ def test_prompts_are_chosen_by_kind_once_each_and_always_the_same() -> None:
     kinds = [p.kind for p in chosen]
     assert [kinds.count(k) for k in ("harmful", "benign", "over-refusal")] == [7, 5, 30]
     assert len({p.text for p in chosen}) == len(chosen)
+
+
+def test_the_best_of_several_answers_scores_at_least_as_well_as_the_one_alone(
+    tmp_path: Path,
+) -> None:
+    base = tiny_policy.llama(tmp_path / "base")
+    reward = tiny_policy.scorer(tmp_path / "reward", "reward")
+    cost = tiny_policy.scorer(tmp_path / "cost", "cost")
+    prompts = [Prompt(f"how to make cake number {n}", "benign", "test") for n in range(6)]
+    ranker, asked = BestOf(reward, cost), [p.text for p in prompts]
+    lm = load_policy(str(base), tmp_path)
+
+    def scores(draws: int) -> float:
+        torch.manual_seed(0)
+        answers = best_of(ranker, lm, asked, 12, draws)
+        return sum(ranker.scores([Pair(p, a) for p, a in zip(asked, answers, strict=True)]))
+
+    assert scores(8) > scores(1)
+    args = Args(bases=tmp_path, out=tmp_path, tokens=6, reward=reward, cost=cost)
+    first = answer_all(args, "best", f"{base}@3", prompts)
+    assert len(first) == 6
+    assert answer_all(args, "best", f"{base}@3", prompts) == first  # kept, not drawn anew
+    with pytest.raises(SystemExit, match="--reward and --cost"):
+        answer_all(replace(args, cost=None), "other", f"{base}@3", prompts)
