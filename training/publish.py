@@ -1,0 +1,74 @@
+"""An adapter made ready for others: bfloat16, half the size, and with all that it comes from.
+
+    python -m training.publish --policy build/ppo_lag --out training/adapters/smollm2-135m-safe
+
+`summary.json`, written last, has a stage per training run that led here, first to last: its recipe,
+arguments and figures, as each run wrote them.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import torch
+import tyro
+from safetensors.torch import load_file, save_file
+
+from guardrail._files import sha256_of, write_json
+
+WEIGHTS = "adapter_model.safetensors"
+_LONG = ("history", "sha256", "files")  # curves, and hashes of weights that are not handed out
+
+
+@dataclass
+class Args:
+    policy: Path = Path("build/ppo_lag")
+    out: Path = Path("training/adapters/smollm2-135m-safe")
+    licence: str = (
+        "CC-BY-NC-4.0, non-commercial: learns from BeaverTails and PKU-SafeRLHF; the base is "
+        "Apache-2.0"
+    )
+
+
+def stages(policy: Path) -> list[dict[str, Any]]:
+    """The summary of `policy`, after those of the adapters that it started from. SystemExit where
+    a run did not end, for its adapter is not what it was to become."""
+    path = policy / "summary.json"
+    if not path.is_file():
+        raise SystemExit(f"{path} is missing: the run has not ended: start it again, it resumes")
+    summary = json.loads(path.read_text(encoding="utf-8"))
+    before = Path(summary["args"]["policy"])
+    earlier = stages(before) if (before / "adapter_config.json").is_file() else []
+    own = {name: value for name, value in summary.items() if name not in _LONG}
+    return [*earlier, {"policy": policy.name} | own]
+
+
+def main(args: Args) -> None:
+    led_here = stages(args.policy)
+    args.out.mkdir(parents=True, exist_ok=True)
+    (args.out / "summary.json").unlink(missing_ok=True)  # of what is replaced now
+    weights = load_file(args.policy / WEIGHTS)
+    rounded = {name: tensor.to(torch.bfloat16) for name, tensor in weights.items()}
+    save_file(rounded, args.out / WEIGHTS, metadata={"format": "pt"})
+    shutil.copyfile(args.policy / "adapter_config.json", args.out / "adapter_config.json")
+    summary = {
+        "base": led_here[-1]["base"],
+        "tokenizer": led_here[-1]["tokenizer"],
+        "weights": "bfloat16, rounded from the float32 of training",
+        "licence": args.licence,
+        "created": datetime.now(UTC).strftime("%Y-%m-%d"),
+        "stages": led_here,
+        "sha256": {WEIGHTS: sha256_of(args.out / WEIGHTS)},
+    }
+    write_json(args.out / "summary.json", summary)
+    size = (args.out / WEIGHTS).stat().st_size / 1e6
+    print(f"{args.out}: {size:.1f} MB, {' -> '.join(s['policy'] for s in led_here)}")
+
+
+if __name__ == "__main__":
+    main(tyro.cli(Args))
