@@ -164,7 +164,12 @@ def _passage(before: str, new: str, shown: str, config: StreamConfig) -> _Steps:
         return None, verdict
     masked = mask_passages(before + new, verdict.passages, config.mask, skip=len(before))
     again = yield from _verdict(shown + masked)
-    return (masked, verdict) if again.action <= Action.REDACT else (None, again)
+    if again.action > Action.REDACT:
+        return None, again
+    if not again.delivers and masked == new:
+        # What harms is out already, and `new` makes it harm: there is nothing else to withhold.
+        return config.mask if new.strip() else "", verdict
+    return masked, verdict
 
 
 def _closer_look(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import pytest
 from hypothesis import given
@@ -224,6 +224,25 @@ def test_a_redacted_passage_is_masked_and_the_rest_goes_on(size: int) -> None:
     run = run_gate(deltas, judge_with(guard_for({"secret"}, Action.REDACT)))
     assert run.stopped is None
     assert run.text == text.replace("secret", "[redacted]")
+
+
+def test_words_that_make_harm_of_what_is_out_are_withheld() -> None:
+    """The passage lies in what was released, and nothing of the new text is masked."""
+    text = "Ring at Ann Lee's door. She lives in Elm Road. It is green there."
+
+    def judge(text: str) -> Verdict:
+        if not ("Ann Lee" in text and "Elm Road" in text):
+            return ALLOW
+        start = text.index("Ann Lee")
+        seen = Assessment.harmless(Direction.OUTPUT)
+        seen = replace(seen, passages=(Passage(start, start + 7, 0.9),))
+        return Verdict(Action.REDACT, Direction.OUTPUT, assessment=seen)
+
+    run = run_gate(list(text), judge, StreamConfig(first=10, growth=1, longest=10))
+    assert run.stopped is None
+    assert "Ann Lee" in run.text
+    assert "Elm Road" not in run.text
+    assert run.text.endswith("It is green there.")
 
 
 def test_a_redaction_that_cannot_say_where_is_a_stop() -> None:
