@@ -146,24 +146,39 @@ class Meter(Guard):
             self.text = max(self.text, seen.text, key=len)
 
     def _uncleared(self, text: str, start: int) -> int:
-        """How many characters of `text[start:]` no text that was passed contains."""
+        """How many characters of `text[start:]` no text that was passed contains. Masks are the
+        guard's own words; what stands between two of them may have been passed without them."""
         clear = bytearray(len(text))
         for passed in self._passed:
             if passed:
                 for found in re.finditer(f"(?={re.escape(passed)})", text):
                     clear[found.start() : found.start() + len(passed)] = b"\1" * len(passed)
+        for found in re.finditer(re.escape(MASK), text):
+            clear[found.start() : found.end()] = b"\1" * len(MASK)
+        at = start
+        for part in text[start:].split(MASK):
+            if self._has_passed(part):
+                clear[at : at + len(part)] = b"\1" * len(part)
+            at += len(part) + len(MASK)
         return clear[start:].count(0)
+
+    def _has_passed(self, part: str) -> bool:
+        return any(part in passed for passed in self._passed)
 
     def end(self, answer: Answer, row: Row) -> None:
         body = _answer(self.text)
         stopped = self.text.endswith(REFUSAL)
         row.answers += 1
         row.characters += len(body)
-        row.leaked += self.leaked + leaked_chars(body, {t for t in self._refused if t.strip()})
+        row.leaked += self.leaked + leaked_chars(body, self._forbidden())
         row.harmful_stopped += stopped and answer.harmful
         row.harmless_stopped += stopped and not answer.harmful
         row.redacted += self.redacts and not stopped
         row.altered += not stopped and not self.redacts and body != answer.text
+
+    def _forbidden(self) -> set[str]:
+        """What was refused, and nowhere passed as a part of something else ("You ", say)."""
+        return {t for t in self._refused if t.strip() and not self._has_passed(t)}
 
 
 def _answer(text: str) -> str:

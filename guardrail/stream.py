@@ -164,12 +164,11 @@ def _passage(before: str, new: str, shown: str, config: StreamConfig) -> _Steps:
         return None, verdict
     masked = mask_passages(before + new, verdict.passages, config.mask, skip=len(before))
     again = yield from _verdict(shown + masked)
-    if again.action > Action.REDACT:
-        return None, again
-    if not again.delivers and masked == new:
+    if masked == new and again.action is Action.REDACT:
         # What harms is out already, and `new` makes it harm: there is nothing else to withhold.
-        return config.mask if new.strip() else "", verdict
-    return masked, verdict
+        masked = config.mask if new.strip() and not shown.endswith(config.mask) else ""
+        again = yield from _verdict(shown + masked)
+    return (masked, verdict) if again.action <= Action.REDACT else (None, again)
 
 
 def _closer_look(

@@ -2,15 +2,15 @@
 
 The graph is written node by node from the weights, as ONNX Runtime's own model builder does:
 tracing the model through torch gives the same tokens, takes minutes instead of seconds, and leaves
-the weights to a second pass that cannot keep a tied embedding in int8 once. Standard operators of
-opset 17 only, so that it runs on every execution provider.
+the weights to a second pass that cannot keep a tied embedding in int8 once.
 
     input_ids (batch, length) int64; keep (1,) int64: of how many last positions logits are wanted;
     past_key_i, past_value_i (batch, kv heads, past, head) float32, past may be 0
     -> logits (batch, keep, vocabulary); present_key_i, present_value_i, past + length long
 
-All rows of a batch have the same length. In int8, weights have a scale per output channel, and
-activations one per token, so that a token's result does not depend on what it is computed with.
+All rows of a batch have the same length. In fp32 all operators are standard ones of opset 17. In
+int8, products are ONNX Runtime's `MatMulNBits`: a scale per 32 weights of an output channel, and
+per 32 activations of a token, so that a token's result does not depend on its neighbours.
 """
 
 from __future__ import annotations
@@ -28,6 +28,9 @@ __all__ = ["LlamaShape", "Precision", "build"]
 
 Precision = Literal["fp32", "int8"]
 Weights = Mapping[str, NDArray[np.float32]]
+_BLOCK = 32
+_ZERO = 128  # int8 as unsigned
+_INT8_ARITHMETIC = 4  # `accuracy_level` of MatMulNBits
 
 
 @dataclass(frozen=True)
@@ -43,6 +46,16 @@ class LlamaShape:
     inv_freq: NDArray[np.float32]
     rope_scale: float
     tied: bool
+
+
+@dataclass(frozen=True)
+class _Matrix:
+    """Names of constants, and the shape (rows, width) of what they say."""
+
+    weight: str
+    scale: str | None
+    rows: int
+    width: int
 
 
 class _Graph:
@@ -77,48 +90,61 @@ class _Graph:
 
     def linear(self, x: str, weight: NDArray[np.float32], name: str) -> str:
         """x (..., in) @ weight (out, in).T"""
-        return self.matmul(x, *self.columns(weight, name))
+        return self.matmul(x, self.matrix(weight, name))
 
-    def columns(self, weight: NDArray[np.float32], name: str) -> tuple[str, str | None]:
-        """weight (out, in) as a constant (in, out), in int8 with a scale per column (out,)."""
+    def matrix(self, weight: NDArray[np.float32], name: str) -> _Matrix:
+        """weight (out, in) as constants: (in, out) in fp32; in int8 (out, blocks, 32), and a scale
+        per block (out, blocks)."""
+        rows, width = weight.shape
         if self.precision == "fp32":
-            return self.const(np.ascontiguousarray(weight.T), np.float32, name), None
-        scale = np.maximum(np.abs(weight).max(axis=1), 1e-12) / 127
-        steps = np.rint(weight / scale[:, None]).astype(np.int8)
-        return (
-            self.const(np.ascontiguousarray(steps.T), np.int8, name),
+            plain = self.const(np.ascontiguousarray(weight.T), np.float32, name)
+            return _Matrix(plain, None, rows, width)
+        blocks = np.pad(weight, ((0, 0), (0, -width % _BLOCK))).reshape(rows, -1, _BLOCK)
+        scale = np.maximum(np.abs(blocks).max(axis=2), 1e-12) / 127
+        steps = np.rint(blocks / scale[:, :, None]) + _ZERO
+        return _Matrix(
+            self.const(steps, np.uint8, name),
             self.const(scale, np.float32, f"{name}.scale"),
+            rows,
+            width,
         )
 
-    def matmul(self, x: str, weight: str, scale: str | None) -> str:
-        if scale is None:
-            return str(self.op("MatMul", x, weight))
-        middle = self.const(128, np.uint8)
-        size = self.op("ReduceMax", self.op("Abs", x), axes=[-1], keepdims=1)
-        step = self.op("Mul", size, self.const(1 / 127, np.float32))
-        step = self.op("Max", step, self.const(1e-12, np.float32))
-        rounded = self.op("Round", self.op("Div", x, step))
-        shifted = self.op("Add", rounded, self.const(128.0, np.float32))
-        steps = self.op("Cast", shifted, to=TensorProto.UINT8)
-        product = self.op("MatMulInteger", steps, weight, middle)
-        product = self.op("Cast", product, to=TensorProto.FLOAT)
-        return str(self.op("Mul", self.op("Mul", product, scale), step))
+    def matmul(self, x: str, matrix: _Matrix) -> str:
+        if matrix.scale is None:
+            return str(self.op("MatMul", x, matrix.weight))
+        return str(
+            self.op(
+                "MatMulNBits",
+                *(x, matrix.weight, matrix.scale),
+                domain="com.microsoft",
+                K=matrix.width,
+                N=matrix.rows,
+                bits=8,
+                block_size=_BLOCK,
+                accuracy_level=_INT8_ARITHMETIC,
+            )
+        )
 
-    def embed(self, ids: str, weight: str, scale: str | None) -> str:
-        """Columns of weight (width, vocabulary) at ids: (batch, length, width)."""
-        found = self.op("Transpose", self.op("Gather", weight, ids, axis=1), perm=[1, 2, 0])
-        if scale is None:
+    def embed(self, ids: str, matrix: _Matrix) -> str:
+        """Rows of the matrix at ids: (batch, length, width)."""
+        if matrix.scale is None:
+            found = self.op("Gather", matrix.weight, ids, axis=1)
+            return str(self.op("Transpose", found, perm=[1, 2, 0]))
+        steps = self.op("Cast", self.op("Gather", matrix.weight, ids), to=TensorProto.FLOAT)
+        steps = self.op("Sub", steps, self.const(float(_ZERO), np.float32))
+        each = self.op("Unsqueeze", self.op("Gather", matrix.scale, ids), self.const([-1]))
+        found = self.op("Reshape", self.op("Mul", steps, each), self.const([0, 0, -1]))
+        if matrix.width % _BLOCK == 0:
             return str(found)
-        found = self.op("Cast", found, to=TensorProto.FLOAT)
-        each = self.op("Unsqueeze", self.op("Gather", scale, ids), self.const([-1]))
-        return str(self.op("Mul", found, each))
+        ends = (self.const([end]) for end in (0, matrix.width, 2))
+        return str(self.op("Slice", found, *ends))
 
 
 def build(weights: Weights, shape: LlamaShape, precision: Precision) -> onnx.ModelProto:
     """The graph of a `LlamaForCausalLM`. weights: its state dict, by transformers' names."""
     g = _Graph(precision)
-    table = g.columns(weights["model.embed_tokens.weight"], "embedding")
-    hidden = g.embed("input_ids", *table)
+    table = g.matrix(weights["model.embed_tokens.weight"], "embedding")
+    hidden = g.embed("input_ids", table)
     past = g.op("Shape", "past_key_0", start=2, end=3)
     length = g.op("Shape", "input_ids", start=1, end=2)
     total = g.op("Add", past, length)
@@ -131,8 +157,8 @@ def build(weights: Weights, shape: LlamaShape, precision: Precision) -> onnx.Mod
         hidden = _layer(g, hidden, i, weights, shape, rotation, mask)
     hidden = g.op("Slice", hidden, g.op("Neg", "keep"), g.const([2**62]), g.const([1]))
     hidden = g.norm(hidden, weights["model.norm.weight"], shape.epsilon, "norm")
-    head = table if shape.tied else g.columns(weights["lm_head.weight"], "head")
-    g.op("Identity", g.matmul(hidden, *head), outputs=["logits"])
+    head = table if shape.tied else g.matrix(weights["lm_head.weight"], "head")
+    g.op("Identity", g.matmul(hidden, head), outputs=["logits"])
     return _model(g, shape, len(weights["model.embed_tokens.weight"]))
 
 
@@ -241,7 +267,7 @@ def _model(g: _Graph, shape: LlamaShape, vocabulary: int) -> onnx.ModelProto:
     )
     return helper.make_model(
         graph,
-        opset_imports=[helper.make_opsetid("", 17)],
+        opset_imports=[helper.make_opsetid("", 17), helper.make_opsetid("com.microsoft", 1)],
         ir_version=8,
         producer_name="guardrail",
     )
