@@ -33,6 +33,7 @@ from pathlib import Path
 from benchmarks._leak_server import Source
 from benchmarks._leak_ways import Piece, Seen, Way, ways
 from guardrail import Action, Assessment, Guard, OnnxModerator, Pair, Policy, Verdict
+from guardrail._files import write_json
 from guardrail.moderator import Moderator
 from guardrail.stream import StreamConfig
 from guardrail.testing import leaked_chars
@@ -238,7 +239,9 @@ def main() -> None:
         for name, way in {"no guard, checked at the end": bare(source, meter), **found}.items():
             if name not in done:
                 done[name] = measure(name, way, answers, source, meter)
-                _save(args.out, setting, done.values())
+                args.out.parent.mkdir(parents=True, exist_ok=True)
+                rows = [asdict(row) for row in done.values()]
+                write_json(args.out, {"setting": setting, "rows": rows})
             row = done[name]
             print(f"{name:<42}{row.leaked:>8}{row.harmful_stopped:>17}{row.harmless_stopped:>18}"
                   f"{row.redacted:>10}{row.altered:>9}", flush=True)  # fmt: skip
@@ -251,14 +254,6 @@ def _done(path: Path, setting: object) -> dict[str, Row]:
     if kept["setting"] != setting:
         return {}
     return {row["way"]: Row(**row) for row in kept["rows"]}
-
-
-def _save(path: Path, setting: object, rows: Iterable[Row]) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_suffix(".part")
-    data = {"setting": setting, "rows": [asdict(row) for row in rows]}
-    part.write_text(json.dumps(data, indent=1), encoding="utf-8")
-    part.replace(path)
 
 
 if __name__ == "__main__":

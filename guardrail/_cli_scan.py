@@ -21,6 +21,7 @@ from guardrail._cli import (
     open_audit,
     open_guard,
 )
+from guardrail._onnx import GPUS
 from guardrail.policy import Policy
 
 if TYPE_CHECKING:
@@ -124,7 +125,7 @@ def _check_options(
 ) -> None:
     if engine == "local" and (address is not None or gpus):
         raise UsageError("--address and --gpus-per-worker are of --engine ray: add that")
-    if engine == "ray" and device in ("cuda", "tensorrt") and not gpus:
+    if engine == "ray" and device in GPUS and not gpus:
         raise UsageError(f"--device {device} needs GPUs from Ray: add --gpus-per-worker, 0.25 say")
     if report is not None and not report.parent.is_dir():
         raise UsageError(f"{report.parent}: no such folder: make it first")

@@ -14,7 +14,7 @@ from typing import Any, Literal, get_args
 
 from guardrail.errors import ArtifactError, require
 
-__all__ = ["Device", "open_session"]
+__all__ = ["GPUS", "Device", "open_session"]
 
 Device = Literal["auto", "cpu", "cuda", "tensorrt"]
 
@@ -28,6 +28,7 @@ _PROVIDERS = {
         "CPUExecutionProvider",
     ),
 }
+GPUS = ("cuda", "tensorrt")
 _LIBRARIES = {"cuda": "CUDA or cuDNN", "tensorrt": "TensorRT, CUDA or cuDNN"}
 
 

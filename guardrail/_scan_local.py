@@ -14,6 +14,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from itertools import islice
 from typing import Any, Protocol, TypeAlias
 
+from guardrail._onnx import GPUS
 from guardrail._rows import Format, Outcome, Row
 from guardrail.guard import Guard
 from guardrail.moderator import OnnxModerator
@@ -50,7 +51,7 @@ class LocalEngine:
 
     def __init__(self, guard: Guard, workers: int | None = None) -> None:
         self._guard = guard
-        on_gpu = getattr(guard.moderator, "device", "cpu") != "cpu"
+        on_gpu = getattr(guard.moderator, "device", None) in GPUS
         self._group = _GPU_BATCH if on_gpu else 1
         self.workers = workers or (2 if on_gpu else cores())
 

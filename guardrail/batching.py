@@ -26,6 +26,7 @@ from types import TracebackType
 from typing import TypeAlias, cast
 
 from guardrail._batching_cost import Cost
+from guardrail._onnx import GPUS
 from guardrail.errors import ModerationError, Overloaded
 from guardrail.moderator import Moderator
 from guardrail.policy import Thresholds
@@ -91,9 +92,7 @@ class Batcher:
         device = getattr(moderator, "device", None)
         self.moderator = moderator
         self._name = moderator.id
-        self.workers = (
-            (2 if device in ("cuda", "tensorrt") else _cores()) if workers is None else workers
-        )
+        self.workers = (2 if device in GPUS else _cores()) if workers is None else workers
         self.max_batch = (1 if device == "cpu" else 64) if max_batch is None else max_batch
         self.max_pending = max_pending
         self._latency = latency

@@ -21,6 +21,7 @@ from typing import Literal
 from guardrail import __version__
 from guardrail._audit_chain import read_head
 from guardrail._audit_files import AuditError, Names, open_key
+from guardrail._onnx import GPUS
 from guardrail.artifact import artifact_folder, read_manifest
 from guardrail.errors import GuardrailError, MissingExtra, require
 from guardrail.guard import Guard
@@ -172,7 +173,7 @@ def _artifact(model: str | Path) -> Check:
 
 
 def _no_device(asked: str, error: GuardrailError) -> Check:
-    missing = missing_cuda_library() if asked in ("cuda", "tensorrt") else None
+    missing = missing_cuda_library() if asked in GPUS else None
     detail = f"asked for {asked}: {error}"
     if missing is None:
         return Check("device", "failure", detail, "use --device auto or cpu")

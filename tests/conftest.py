@@ -1,4 +1,4 @@
-"""What tests of every folder share: a patient clock, and a real Chromium."""
+"""What tests of several files share: a patient clock, a real Chromium, a moderator that is held."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ import pytest
 from hypothesis import HealthCheck, settings
 
 if TYPE_CHECKING:
+    from batching_kit import Held
     from playwright.sync_api import Browser
 
 # What a busy machine does to the clock is no failure.
@@ -37,3 +38,13 @@ def browser() -> Iterator[Browser]:
         running = playwright.chromium.launch(executable_path=chromium, args=CHROMIUM_ARGS)
         yield running
         running.close()
+
+
+@pytest.fixture
+def held() -> Iterator[Held]:
+    """A moderator that waits to be let; let at the end, or a batcher would wait for it."""
+    from batching_kit import Held
+
+    moderator = Held()
+    yield moderator
+    moderator.let()

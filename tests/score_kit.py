@@ -4,10 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from guardrail.score import ScoreKind, ScoreManifest
+
+if TYPE_CHECKING:
+    import onnx
 
 WORDS = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "good", "bad", "filler", "broken"]
 WEIGHTS = [0, 0, 0, 0, 1, -1, 0, np.nan]
@@ -22,22 +26,10 @@ CHAT = {
 }
 
 
-def scorer_folder(
-    folder: Path,
-    kind: ScoreKind = "reward",
-    encoding: object = None,
-    weights: Sequence[float] = WEIGHTS,
-) -> Path:
-    """A folder that OnnxScorer opens; one weight for each of WORDS."""
-    import onnx
+def word_weights(weights: Sequence[float] | np.ndarray) -> onnx.ModelProto:
+    """input_ids (batch, length) -> score (batch,), the sum of a weight per id."""
     from onnx import TensorProto, helper, numpy_helper
-    from tokenizers import Tokenizer, models, pre_tokenizers
 
-    folder.mkdir(exist_ok=True)
-    tokenizer = Tokenizer(models.WordLevel({w: n for n, w in enumerate(WORDS)}, unk_token="[UNK]"))
-    tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
-    tokenizer.add_special_tokens(WORDS[:4])
-    tokenizer.save(str(folder / "tokenizer.json"))
     graph = helper.make_graph(
         [
             helper.make_node("Gather", ["weights", "input_ids"], ["each"]),
@@ -51,8 +43,25 @@ def scorer_folder(
             numpy_helper.from_array(np.array([1], np.int64), "axis"),
         ],
     )
-    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=9)
-    onnx.save(model, str(folder / "model.onnx"))
+    return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=9)
+
+
+def scorer_folder(
+    folder: Path,
+    kind: ScoreKind = "reward",
+    encoding: object = None,
+    weights: Sequence[float] = WEIGHTS,
+) -> Path:
+    """A folder that OnnxScorer opens; one weight for each of WORDS."""
+    import onnx
+    from tokenizers import Tokenizer, models, pre_tokenizers
+
+    folder.mkdir(exist_ok=True)
+    tokenizer = Tokenizer(models.WordLevel({w: n for n, w in enumerate(WORDS)}, unk_token="[UNK]"))
+    tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
+    tokenizer.add_special_tokens(WORDS[:4])
+    tokenizer.save(str(folder / "tokenizer.json"))
+    onnx.save(word_weights(weights), str(folder / "model.onnx"))
     manifest = ScoreManifest(
         kind=kind,
         id="bag",

@@ -5,12 +5,12 @@ from __future__ import annotations
 
 import asyncio
 import json
-import threading
 from collections.abc import AsyncIterator, Iterator, Sequence
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
 import pytest
+from loopback import serving
 
 from guardrail import (
     Assessment,
@@ -63,13 +63,8 @@ class Handler(BaseHTTPRequestHandler):
 
 @pytest.fixture
 def cut() -> Iterator[Cut]:
-    server = Cut(("127.0.0.1", 0), Handler)
-    thread = threading.Thread(target=server.serve_forever, args=(0.01,), daemon=True)
-    thread.start()
-    yield server
-    server.shutdown()
-    thread.join()
-    server.server_close()
+    with serving(Cut(("127.0.0.1", 0), Handler)) as server:
+        yield server
 
 
 def events(*texts: str) -> bytes:

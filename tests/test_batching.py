@@ -6,7 +6,7 @@ import asyncio
 import contextlib
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from concurrent.futures import CancelledError, Future, ThreadPoolExecutor
 from typing import Any
 
@@ -21,14 +21,6 @@ from guardrail.guard import Guard
 from guardrail.moderator import OnnxModerator
 from guardrail.testing import FakeModerator
 from guardrail.verdict import Action, Assessment, Pair
-
-
-@pytest.fixture
-def held() -> Iterator[Held]:
-    moderator = Held()
-    yield moderator
-    moderator.let()
-
 
 # --- every caller gets its own answer ------------------------------------------------------------
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 
 import pytest
@@ -18,13 +18,6 @@ from guardrail.guard import Guard
 from guardrail.taxonomy import Severity
 from guardrail.testing import FakeModerator
 from guardrail.verdict import Action, Assessment, Pair, Verdict
-
-
-@pytest.fixture
-def held() -> Iterator[Held]:
-    moderator = Held()
-    yield moderator
-    moderator.let()
 
 
 def test_an_overloaded_moderator_fails_closed_and_is_not_asked_again(held: Held) -> None:

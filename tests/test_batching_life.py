@@ -7,7 +7,6 @@ import os
 import subprocess
 import sys
 import weakref
-from collections.abc import Iterator
 
 import pytest
 from batching_kit import PATIENCE, ROOT, WORDS, Held, seen, text, until
@@ -16,13 +15,6 @@ from guardrail import batching
 from guardrail.batching import Batcher
 from guardrail.errors import ModerationError
 from guardrail.testing import FakeModerator
-
-
-@pytest.fixture
-def held() -> Iterator[Held]:
-    moderator = Held()
-    yield moderator
-    moderator.let()
 
 
 def test_closing_answers_all_that_was_taken_and_takes_no_more(held: Held) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 
 import numpy as np
 import pytest
@@ -16,13 +16,6 @@ from guardrail._batching_cost import Cost
 from guardrail.batching import Batcher
 from guardrail.testing import FakeModerator
 from guardrail.verdict import Pair
-
-
-@pytest.fixture
-def held() -> Iterator[Held]:
-    moderator = Held()
-    yield moderator
-    moderator.let()
 
 
 def test_idle_a_text_does_not_wait_for_company(held: Held) -> None:

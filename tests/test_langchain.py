@@ -36,6 +36,7 @@ from langchain_core.runnables import RunnableLambda
 from langchain_openai import ChatOpenAI
 from langgraph.config import get_stream_writer
 from langgraph.graph import END, START, MessagesState, StateGraph
+from loopback import serving
 from pydantic import BaseModel, Field, ValidationError
 
 from guardrail import Blocked, Category, Guard, GuardrailError, Pair, Policy, Severity, Verdict
@@ -1004,12 +1005,8 @@ class Api(BaseHTTPRequestHandler):
 def api() -> Iterator[Any]:
     server: Any = ThreadingHTTPServer(("127.0.0.1", 0), Api)
     server.bodies = []
-    thread = threading.Thread(target=server.serve_forever)
-    thread.start()
-    yield server
-    server.shutdown()
-    server.server_close()
-    thread.join()
+    with serving(server):
+        yield server
 
 
 def openai_model(api: Any, answer: dict[str, Any]) -> ChatOpenAI:

@@ -14,6 +14,7 @@ from typing import Any
 
 import httpx
 import pytest
+from loopback import serving
 
 from guardrail import Category, Guard, GuardedChat, Severity, UpstreamError
 from guardrail.chat_model import ChatModel, Reply
@@ -77,13 +78,8 @@ class Handler(BaseHTTPRequestHandler):
 
 @pytest.fixture
 def server() -> Iterator[Server]:
-    server = Server()
-    thread = threading.Thread(target=server.serve_forever, args=(0.01,), daemon=True)
-    thread.start()
-    yield server
-    server.shutdown()
-    thread.join()
-    server.server_close()
+    with serving(Server()) as server:
+        yield server
 
 
 def whole(text: str, finish: str = "stop") -> Any:

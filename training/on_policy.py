@@ -23,12 +23,12 @@ from pathlib import Path
 import torch
 import tyro
 
-from guardrail.score import OnnxScorer
 from guardrail.verdict import Pair
 from training.lm import BASES_FOLDER, LanguageModel, encode_prompt, load_policy
 from training.preference_rows import Demonstration, Preference
 from training.preferences import read_demonstrations
 from training.rollout import EndlessPrompts, rollout_prompts, sample, texts
+from training.scorers import open_scorer, refuse_wrong_sign
 from training.suppression_report import refuses, repetition
 from training.tuning import claim
 
@@ -115,7 +115,8 @@ def draw_all(args: Args, lm: LanguageModel) -> list[list[Draw]]:
     pool = EndlessPrompts(harmful, benign, args.harmful_share, args.seed)
     asked = pool.batch(0, min(args.prompts, 2 * len(harmful), 2 * len(benign)))
     asked.sort(key=lambda row: len(row[0]))  # alike lengths together
-    cost = OnnxScorer(args.cost)
+    cost = open_scorer(args.cost, "cost")
+    refuse_wrong_sign(cost, args.cost)  # a flipped one would choose the harmful answers
     path = args.out / "draws.jsonl"
     lines = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
     found = [[Draw(**row) for row in json.loads(line)] for line in lines]

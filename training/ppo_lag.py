@@ -27,7 +27,6 @@ from peft import get_peft_model_state_dict, set_peft_model_state_dict
 
 from guardrail._files import sha256_of, write_json
 from guardrail.errors import GuardrailError
-from guardrail.score import OnnxScorer, ScoreKind
 from training.bases import SMOLLM2
 from training.lagrange import LagrangeMultiplier
 from training.lm import (
@@ -53,7 +52,7 @@ from training.rollout import (
     texts,
 )
 from training.runs import save_whole
-from training.scorers import Scorer, refuse_wrong_sign
+from training.scorers import Scorer, open_scorer, refuse_wrong_sign
 from training.tuning import StopAtSignal, claim
 
 
@@ -310,18 +309,6 @@ def finish(run: Run, lm: LanguageModel) -> None:
     }
     write_json(args.out / "summary.json", summary)
     print(args.out / "summary.json")
-
-
-def open_scorer(folder: Path, kind: ScoreKind) -> OnnxScorer:
-    try:
-        scorer = OnnxScorer(folder)
-    except GuardrailError as error:
-        raise SystemExit(
-            f"{error}: python -m training.score_model {kind} --out {folder}"
-        ) from error
-    if scorer.kind != kind:
-        raise SystemExit(f"{folder} is a {scorer.kind} model, and a {kind} model was asked for")
-    return scorer
 
 
 def main(args: Args) -> None:

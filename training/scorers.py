@@ -1,11 +1,16 @@
-"""What judges an answer during training: a protocol, and a check of a cost model's sign."""
+"""What judges an answer during training: a protocol, opening a score model, and a check of a cost
+model's sign."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Protocol
 
 import numpy as np
+
+from guardrail.errors import GuardrailError
+from guardrail.score import OnnxScorer, ScoreKind
 
 
 class Scorer(Protocol):
@@ -15,6 +20,19 @@ class Scorer(Protocol):
         """One float per pair, (len(pairs),). A reward is higher for better, a cost for worse
         answers, and a cost above 0 means unsafe."""
         ...
+
+
+def open_scorer(folder: Path, kind: ScoreKind) -> OnnxScorer:
+    """A score model that has to be of this kind. SystemExit with the command that makes it."""
+    try:
+        scorer = OnnxScorer(folder)
+    except GuardrailError as error:
+        raise SystemExit(
+            f"{error}: python -m training.score_model {kind} --out {folder}"
+        ) from error
+    if scorer.kind != kind:
+        raise SystemExit(f"{folder} is a {scorer.kind} model, and a {kind} model was asked for")
+    return scorer
 
 
 # Nobody who reads these doubts which is which.

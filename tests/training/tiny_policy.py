@@ -7,6 +7,7 @@ import re
 from pathlib import Path
 
 import numpy as np
+from score_kit import word_weights
 
 from guardrail.score import ScoreManifest
 from training.scorers import SAFE, UNSAFE
@@ -110,7 +111,7 @@ def scorer(folder: Path, kind: str, *, flip: bool = False, nan_word: str | None 
     A reward pays for HELP; a cost charges for HARM and for the words of plainly unsafe answers that
     safe ones lack, and is below 0 otherwise. flip: the other sign; nan_word: has no number.
     """
-    from onnx import TensorProto, helper, numpy_helper, save
+    from onnx import save
 
     folder.mkdir(parents=True, exist_ok=True)
     _tokenizer(folder / "tokenizer.json")
@@ -125,22 +126,7 @@ def scorer(folder: Path, kind: str, *, flip: bool = False, nan_word: str | None 
         weights[names.index("<|im_start|>")] = -0.5  # two per chat
     if nan_word is not None:
         weights[names.index(nan_word)] = np.nan
-    nodes = [
-        helper.make_node("Gather", ["weights", "input_ids"], ["each"]),
-        helper.make_node("ReduceSum", ["each", "axis"], ["score"], keepdims=0),
-    ]
-    graph = helper.make_graph(
-        nodes,
-        "bag",
-        [helper.make_tensor_value_info("input_ids", TensorProto.INT64, ["batch", "length"])],
-        [helper.make_tensor_value_info("score", TensorProto.FLOAT, ["batch"])],
-        [
-            numpy_helper.from_array(-weights if flip else weights, "weights"),
-            numpy_helper.from_array(np.array([1], np.int64), "axis"),
-        ],
-    )
-    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=9)
-    save(model, str(folder / "model.onnx"))
+    save(word_weights(-weights if flip else weights), str(folder / "model.onnx"))
     encoding = {
         "layout": "chat",
         "before": "<|im_start|> user ",

@@ -367,13 +367,18 @@ def test_a_break_is_suggested_and_taken(make: Make) -> None:
     assert team.queue.progress("ann").rest is None
 
 
-def test_only_an_adjudicator_settles_what_two_disagree_on(make: Make) -> None:
-    team = make(overlap_share=1.0)
-    team.add("a text")
+def disagree(team: Team) -> None:
+    """Two annotators, on the next text."""
     for name, label in (("ann", SafetyLabel(True)), ("cat", VIOLENT)):
         task = team.queue.claim(name)
         assert task is not None
         team.queue.save(name, task.id, label)
+
+
+def test_only_an_adjudicator_settles_what_two_disagree_on(make: Make) -> None:
+    team = make(overlap_share=1.0)
+    team.add("a text")
+    disagree(team)
     ann = team.desk("ann")
     ann.see("Nothing is left")
     expect(ann.page.locator("#a-settling")).to_be_hidden()
@@ -402,10 +407,7 @@ def test_two_tabs_of_one_person_never_show_the_same_text(make: Make) -> None:
 def test_a_reload_keeps_what_was_clicked_and_forgets_it_once_it_is_saved(make: Make) -> None:
     team = make(overlap_share=1.0)
     team.add("one", "two")
-    for name, label in (("ann", SafetyLabel(True)), ("cat", VIOLENT)):
-        task = team.queue.claim(name)
-        assert task is not None
-        team.queue.save(name, task.id, label)
+    disagree(team)
     bob = team.desk("bob")
     bob.see("two")
     bob.page.locator("#a-settling input").check()
