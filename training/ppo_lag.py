@@ -242,7 +242,8 @@ class Run:
 def align(args: Args, reward: Scorer, cost: Scorer) -> None:
     """Train, or go on training, the policy of `args` on what `reward` and `cost` say."""
     refuse_wrong_sign(cost, args.cost)
-    accelerator = Accelerator()
+    # Without a GPU it has to be told: else processes would not know of one another.
+    accelerator = Accelerator(cpu=not torch.accelerator.is_available())
     torch.manual_seed(args.seed)
     claim(args.out, args)
     lm = open_policy(args.policy, args.bases, rank=args.rank, dtype=args.dtype)
@@ -303,6 +304,7 @@ def finish(run: Run, lm: LanguageModel) -> None:
         "tokenizer": tokenizer_fingerprint(lm.tokenizer),
         "args": {name: str(v) if isinstance(v, Path) else v for name, v in vars(args).items()},
         "steps": run.step,
+        "processes": run.accelerator.num_processes,
         "seconds": round(run.seconds, 1),
         "last_steps": {name: float(np.mean([row[name] for row in rows])) for name in rows[0]},
         "files": {"adapter_model.safetensors": sha256_of(args.out / "adapter_model.safetensors")},
