@@ -1,25 +1,27 @@
 """How a model of ours is opened by ONNX Runtime: providers, threads, the truth about the device.
 
-onnxruntime is imported when a model is opened, not before.
+onnxruntime is imported when a model is opened, not before, and told to send nothing home.
 """
 
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import io
 import os
-from collections.abc import Sequence
+import weakref
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, get_args
 
 from guardrail.errors import ArtifactError, require
 
-__all__ = ["GPUS", "Device", "open_session"]
+__all__ = ["GPUS", "NO_TELEMETRY", "Device", "Session", "runtime"]
 
 Device = Literal["auto", "cpu", "cuda", "tensorrt"]
 
 # What each device asks for, best first; a provider hands on what it cannot compute.
-_PROVIDERS = {
+_PROVIDERS: dict[Device, tuple[str, ...]] = {
     "cpu": ("CPUExecutionProvider",),
     "cuda": ("CUDAExecutionProvider", "CPUExecutionProvider"),
     "tensorrt": (
@@ -32,14 +34,93 @@ GPUS = ("cuda", "tensorrt")
 _LIBRARIES = {"cuda": "CUDA or cuDNN", "tensorrt": "TensorRT, CUDA or cuDNN"}
 
 
-def open_session(
+# Read by onnxruntime when it loads. From 1.29 on it else keeps an identifier of the machine, and
+# tells Microsoft of processes, models and errors, from a thread that makes forked children hang.
+NO_TELEMETRY = "ORT_DISABLE_TELEMETRY"
+
+
+def runtime() -> Any:
+    """The onnxruntime package, its telemetry off unless NO_TELEMETRY in the environment says
+    otherwise. Raises MissingExtra."""
+    off = os.environ.setdefault(NO_TELEMETRY, "1") == "1"
+    ort: Any = require("onnxruntime", extra="cpu")
+    if off:  # for an app that imported it before us, which is too late for the variable
+        ort.disable_telemetry_events()
+    return ort
+
+
+class Session:
+    """A model that ONNX Runtime has open, in whichever process uses it. Thread-safe.
+
+    outputs: what the model must have. threads: of one inference, all cores by default.
+    `device` is the one it got, `inputs` the names of what it takes.
+    Raises ArtifactError, ValueError or MissingExtra.
+
+    A forked child opens the model anew when it first runs it: the threads of the parent's session
+    are not there, nor is whoever held its locks. With the parent's, one child in five of a busy
+    parent hung when it judged, and nearly all when they ended.
+    """
+
+    def __init__(
+        self, path: Path, device: Device, threads: int | None, outputs: Sequence[str]
+    ) -> None:
+        self._path, self._threads, self._outputs = path, threads, outputs
+        self._file = _identity(path)
+        self._session, self.device = _open(path, device, threads, outputs)
+        self._inherited = False
+        self.inputs = frozenset(argument.name for argument in self._session.get_inputs())
+        _ALL.add(self)
+
+    def run(self, outputs: Sequence[str], feed: Mapping[str, Any]) -> list[Any]:
+        """The named outputs for `feed`. Raises whatever onnxruntime raises, and ArtifactError."""
+        found: list[Any] = self.here().run(outputs, feed)
+        return found
+
+    def here(self) -> Any:
+        """onnxruntime's session of this process. Raises ArtifactError when it cannot be opened."""
+        if self._inherited:
+            if _identity(self._path) != self._file:
+                raise ArtifactError(
+                    f"{self._path}: another file than the one this process was forked with: "
+                    "restart the parent, so that all of its children run the new model"
+                )
+            self._session, _ = _open(self._path, self.device, self._threads, self._outputs)
+            self._inherited = False
+        return self._session
+
+    def _after_fork(self) -> None:
+        # Never to be freed, at exit neither: that waits for threads which only the parent has.
+        ctypes.pythonapi.Py_IncRef(ctypes.py_object(self._session))
+        self._inherited = True
+
+
+_ALL: weakref.WeakSet[Session] = weakref.WeakSet()
+
+
+def _after_fork() -> None:
+    for session in list(_ALL):
+        session._after_fork()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_after_fork)
+
+
+def _identity(path: Path) -> tuple[int, int, int]:
+    try:
+        found = path.stat()
+    except OSError as error:
+        raise ArtifactError(f"{path}: cannot be read: {error.strerror}") from error
+    return found.st_ino, found.st_size, found.st_mtime_ns
+
+
+def _open(
     path: Path, device: Device, threads: int | None, outputs: Sequence[str]
-) -> tuple[Any, str]:
-    """The session, and the device it got. outputs: what the model must have. threads: of one
-    inference, all cores by default. Raises ArtifactError, ValueError or MissingExtra."""
+) -> tuple[Any, Device]:
+    """The session, and the device it got."""
     if device not in get_args(Device):
         raise ValueError(f"device={device!r} is none of {', '.join(get_args(Device))}")
-    ort: Any = require("onnxruntime", extra="cpu")
+    ort = runtime()
     options = ort.SessionOptions()
     options.log_severity_level = 3
     options.intra_op_num_threads = threads or os.cpu_count() or 1

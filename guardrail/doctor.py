@@ -21,9 +21,9 @@ from typing import Literal
 from guardrail import __version__
 from guardrail._audit_chain import read_head
 from guardrail._audit_files import AuditError, Names, open_key
-from guardrail._onnx import GPUS
+from guardrail._onnx import GPUS, NO_TELEMETRY, runtime
 from guardrail.artifact import artifact_folder, read_manifest
-from guardrail.errors import GuardrailError, MissingExtra, require
+from guardrail.errors import GuardrailError, MissingExtra
 from guardrail.guard import Guard
 from guardrail.moderator import Device, OnnxModerator
 from guardrail.policy import PRESETS, Policy
@@ -112,7 +112,7 @@ def _version(name: str) -> str | None:
 
 def _runtime() -> Check:
     try:
-        ort = require("onnxruntime", extra="cpu")
+        ort = runtime()
         providers = ", ".join(ort.get_available_providers())
     except MissingExtra as error:
         return Check("runtime", "failure", str(error), "pip install 'guardrail-severity[cpu]'")
@@ -124,7 +124,11 @@ def _runtime() -> Check:
             "pip uninstall -y onnxruntime onnxruntime-gpu, then "
             "pip install 'guardrail-severity[cpu]'",
         )
-    return Check("runtime", "ok", f"onnxruntime {ort.__version__}, providers: {providers}")
+    detail = f"onnxruntime {ort.__version__}, providers: {providers}"
+    if os.environ[NO_TELEMETRY] != "1":
+        detail += f"; {NO_TELEMETRY}={os.environ[NO_TELEMETRY]}, so it may report to Microsoft"
+        return Check("runtime", "warning", detail, f"unset {NO_TELEMETRY}, or make it 1")
+    return Check("runtime", "ok", f"{detail}; its telemetry is off")
 
 
 def _presets() -> Check:
@@ -197,7 +201,7 @@ def _device(asked: str, got: str) -> Check:
 def missing_cuda_library() -> str | None:
     """The first shared library that onnxruntime's CUDA provider cannot find, by name; None where
     there is no such provider, or it has all it needs."""
-    ort = require("onnxruntime", extra="cpu")
+    ort = runtime()
     windows = sys.platform == "win32"
     name = "onnxruntime_providers_cuda.dll" if windows else "libonnxruntime_providers_cuda.so"
     provider = Path(str(ort.__file__)).parent / "capi" / name

@@ -24,7 +24,7 @@ from numpy.typing import NDArray
 from tokenizers import Tokenizer
 
 from guardrail._files import sha256_of, verify_file, write_json
-from guardrail._onnx import Device, open_session
+from guardrail._onnx import Device, Session
 from guardrail.chat_model import Message, Reply, as_chat_model
 from guardrail.conversation import message_text, read_messages
 from guardrail.errors import ArtifactError, UpstreamError
@@ -158,7 +158,8 @@ class OnnxChat:
         self._max_new_tokens = max_new_tokens
         self._stop = frozenset(self.manifest.stop)
         path = self.folder / "model.onnx"
-        self._session, self.device = open_session(path, device, threads, outputs=("logits",))
+        self._session = Session(path, device, threads, outputs=("logits",))
+        self.device = self._session.device
         self._memory = "cpu" if self.device == "cpu" else "cuda"
         self._threaded = as_chat_model(self.stream)
 
@@ -226,7 +227,8 @@ class OnnxChat:
     ) -> tuple[NDArray[np.float32], dict[str, Any]]:
         """Read `ids` after what the cache holds: logits (vocabulary,) of what follows the last, and
         the grown cache, which stays on the device."""
-        bound = self._session.io_binding()
+        session = self._session.here()
+        bound = session.io_binding()
         bound.bind_cpu_input("input_ids", np.array([ids], np.int64))
         bound.bind_cpu_input("keep", np.array([1], np.int64))
         for name, value in cache.items():
@@ -234,7 +236,7 @@ class OnnxChat:
             bound.bind_output(name.replace("past", "present"), self._memory)
         bound.bind_output("logits", "cpu")
         try:
-            self._session.run_with_iobinding(bound)
+            session.run_with_iobinding(bound)
         except Exception as error:  # onnxruntime raises classes of its own, none public
             raise UpstreamError(f"{self.manifest.id}: inference failed: {error}") from error
         *grown, logits = bound.get_outputs()

@@ -13,7 +13,7 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from guardrail._onnx import Device, open_session
+from guardrail._onnx import Device, Session
 from guardrail.artifact import Calibration, artifact_folder, read_manifest
 from guardrail.encoding import Encoder, Window, canonicalise, pad, sentences
 from guardrail.errors import ModerationError
@@ -74,8 +74,9 @@ class OnnxModerator:
         self.folder = folder = artifact_folder(model)
         self.manifest = read_manifest(folder)
         self._encoder = Encoder.from_file(folder / "tokenizer.json", self.manifest.encoder_config())
-        self._session, self.device = open_session(folder / "model.onnx", device, threads, _OUTPUTS)
-        self._inputs = {argument.name for argument in self._session.get_inputs()}
+        self._session = Session(folder / "model.onnx", device, threads, _OUTPUTS)
+        self.device = self._session.device
+        self._inputs = self._session.inputs
         self._locate = locate
         self._max_chars = max_chars
         self._calibration = {d: self.manifest.calibration_of(d) for d in Direction}

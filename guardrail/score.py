@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from tokenizers import Tokenizer
 
 from guardrail._files import sha256_of, verify_file, write_json
-from guardrail._onnx import open_session
+from guardrail._onnx import Session
 from guardrail.encoding import Encoder, EncoderConfig, Window, pad
 from guardrail.errors import ArtifactError, ModerationError
 from guardrail.verdict import Pair
@@ -89,9 +89,8 @@ class OnnxScorer:
         self.manifest = read_score_manifest(self.folder)
         self.kind: ScoreKind = self.manifest.kind
         self._layout = layout_of(self.folder / "tokenizer.json", self.manifest.encoding)
-        path = self.folder / "model.onnx"
-        self._session, _ = open_session(path, "cpu", threads, outputs=("score",))
-        self._inputs = {argument.name for argument in self._session.get_inputs()}
+        self._session = Session(self.folder / "model.onnx", "cpu", threads, outputs=("score",))
+        self._inputs = self._session.inputs
 
     def score(self, pairs: Sequence[tuple[str, str] | Pair]) -> _Floats:
         """One float per (prompt, answer), (len(pairs),). Of a long answer, a reward is the mean of

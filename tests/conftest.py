@@ -13,6 +13,9 @@ if TYPE_CHECKING:
     from batching_kit import Held
     from playwright.sync_api import Browser
 
+# Some tests import onnxruntime before the package does, which turns this off for its users.
+os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
+
 # What a busy machine does to the clock is no failure.
 settings.register_profile("patient", deadline=None, suppress_health_check=[HealthCheck.too_slow])
 settings.load_profile("patient")

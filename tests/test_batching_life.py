@@ -69,7 +69,7 @@ def run(program: str) -> str:
 
 
 PREAMBLE = """
-import os, threading, time
+import os, sys, threading, time
 from guardrail.batching import Batcher
 from guardrail.moderator import OnnxModerator
 from guardrail.testing import FakeModerator
@@ -78,7 +78,7 @@ from guardrail.verdict import Pair
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork here")
-def test_a_forked_child_judges_on_while_its_parent_is_busy() -> None:
+def test_children_forked_from_a_busy_parent_judge_and_end() -> None:
     pytest.importorskip("onnxruntime")
     said = run(
         PREAMBLE
@@ -87,16 +87,20 @@ model = OnnxModerator(device="cpu", threads=2)
 batcher = Batcher(model, workers=2)
 pairs = [Pair("How do I bake bread?", "Knead it, wait, bake it. " * n) for n in (1, 9)]
 expected = model.assess(pairs)
-pending = [batcher.submit(pairs) for _ in range(3)]
-child = os.fork()
-if child == 0:
-    print(batcher.depth, batcher.assess(pairs) == expected, flush=True)
-    os._exit(0)
-assert os.waitpid(child, 0)[1] == 0
-print(all(future.result() == expected for future in pending))
+for moment in range(10):
+    pending = [batcher.submit(pairs) for _ in range(3)]
+    time.sleep(moment * 0.004)
+    child = os.fork()
+    if child == 0:
+        assert batcher.depth == 0
+        assert batcher.assess(pairs) == expected
+        sys.exit(0)
+    assert os.waitpid(child, 0)[1] == 0
+    assert all(future.result() == expected for future in pending)
+print("all")
 """
     )
-    assert said.split() == ["0", "True", "True"]
+    assert said == "all\n"
 
 
 def test_the_interpreter_ends_although_a_moderator_hangs() -> None:

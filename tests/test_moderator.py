@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 import copy
+import os
+import shutil
+import subprocess
+import sys
 import threading
 from concurrent.futures import ThreadPoolExecutor
 from itertools import pairwise
@@ -16,7 +20,7 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
 from guardrail import moderator as module
-from guardrail._onnx import open_session
+from guardrail._onnx import Session
 from guardrail.artifact import BUNDLED, Calibration, artifact_folder
 from guardrail.encoding import Window, sentences
 from guardrail.errors import ArtifactError, ModerationError
@@ -271,7 +275,41 @@ def test_one_flipped_bit_of_the_model_is_refused(tmp_path: Path) -> None:
 def test_a_file_that_is_no_model_is_refused(tmp_path: Path) -> None:
     (tmp_path / "model.onnx").write_bytes(b"not a model")
     with pytest.raises(ArtifactError, match=r"model\.onnx: onnxruntime cannot open it"):
-        open_session(tmp_path / "model.onnx", "cpu", 1, ("score",))
+        Session(tmp_path / "model.onnx", "cpu", 1, ("score",))
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork here")
+def test_a_forked_child_refuses_a_model_that_was_replaced_meanwhile(tmp_path: Path) -> None:
+    path = Path(shutil.copy(artifact_folder() / "model.onnx", tmp_path))
+    script = f"""
+import os
+from pathlib import Path
+from guardrail._onnx import Session
+from guardrail.errors import ArtifactError
+path = Path({str(path)!r})
+session = Session(path, "cpu", 2, ())
+path.write_bytes(b"another model")
+session.here()  # this process goes on with what it has open
+if os.fork() == 0:
+    try:
+        session.here()
+    except ArtifactError as error:
+        print(error)
+else:
+    os.wait()
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", script], capture_output=True, text=True, timeout=60, check=True
+    )
+    assert "another file than the one this process was forked with: restart" in done.stdout
+
+
+def test_onnxruntime_is_kept_from_reporting_home(tmp_path: Path) -> None:
+    """Without a word from us it leaves an identifier of the machine in the cache folder."""
+    script = "from guardrail import Guard; Guard().check(prompt='Hello')"
+    env = {"HOME": str(tmp_path), "XDG_CACHE_HOME": str(tmp_path), "PATH": os.environ["PATH"]}
+    subprocess.run([sys.executable, "-c", script], env=env, timeout=60, check=True)
+    assert list(tmp_path.rglob("*")) == []
 
 
 class Broken:
