@@ -78,7 +78,7 @@ def _print_changes(found: Sequence[Change]) -> None:
     for column in ("direction", "category", "what", "from", "to", ""):
         table.add_column(column)
     for c in found:
-        where = (c.direction.value, _named(c.categories)) if c.direction else ("both", "")
+        where = (c.direction.value if c.direction else "both", _named(c.categories))
         values = (Text(printable(_value(v))) for v in (c.before, c.after))
         table.add_row(*where, c.what, *values, Text(c.effect, colours[c.effect]))
     console().print(table)

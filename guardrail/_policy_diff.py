@@ -25,7 +25,8 @@ class Change:
     """One change, with all categories of a direction that it is the same for.
 
     what: `minor`, `moderate`, `severe` (the action they cost), `held from` (the category's
-        threshold), `P(>= minor)` ... (a severity's), `on_error`, `unreadable`, `refusal`.
+        threshold), `P(>= minor)` ... (a severity's), `on_error`, `unreadable`, `refusal` (of one
+        category, or all), `language`.
     before, after: None for a threshold that is left to the model.
     effect: `other` where one cannot tell, as against a model's own threshold.
     """
@@ -60,9 +61,13 @@ def changes(before: Policy, after: Policy) -> list[Change]:
     """Everything that `after` decides otherwise than `before`, grouped; [] for none."""
     found = [
         Change(what, old, new)
-        for what in ("on_error", "unreadable", "refusal")
+        for what in ("on_error", "unreadable", "refusal", "language")
         if (old := getattr(before, what)) != (new := getattr(after, what))
     ]
+    for category in Category:
+        old, new = before.refusals.get(category, ""), after.refusals.get(category, "")
+        if old != new:
+            found.append(Change("refusal", old, new, None, (category,)))
     for direction in Direction:
         groups: dict[tuple[str, Value, Value], list[Category]] = {}
         for category in Category:

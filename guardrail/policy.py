@@ -6,6 +6,10 @@ A policy is TOML:
     extends = "balanced"            # a preset, or another file beside this one
     on_error = "refuse"             # when no assessment could be had: refuse unless said otherwise
     unreadable = "flag"             # for text the model cannot read
+    language = "de"                 # of the refusals; or your own words: refusal = "..."
+
+    [refusals]                      # your own words for one category
+    "Drugs" = "..."
 
     [output]                        # what a severity costs, whatever its category
     minor = "flag"
@@ -44,9 +48,10 @@ from guardrail.errors import PolicyError
 from guardrail.taxonomy import Category, Direction, Severity
 from guardrail.verdict import Action, Assessment, Reason, Verdict
 
-__all__ = ["PRESETS", "Policy", "Rules", "Thresholds"]
+__all__ = ["LANGUAGES", "PRESETS", "Policy", "Rules", "Thresholds"]
 
 PRESETS = ("strict", "balanced", "permissive", "audit-only")
+LANGUAGES = ("de", "en", "es", "fr", "it", "ja", "pt", "zh")
 _T = TypeVar("_T")
 LEVELS = (Severity.MINOR, Severity.MODERATE, Severity.SEVERE)
 
@@ -95,7 +100,11 @@ class Rules:
 
 @dataclass(frozen=True, slots=True)
 class Policy:
-    """What to do about what a moderator sees. Immutable; equal policies decide equally."""
+    """What to do about what a moderator sees. Immutable; equal policies decide equally.
+
+    language: of the refusals in `guardrail.refusals`, one of LANGUAGES; refusal: said instead of
+    them; refusals: said instead of either where that category leads.
+    """
 
     name: str
     version: int = 1
@@ -105,6 +114,8 @@ class Policy:
     on_error: Action = Action.REFUSE
     unreadable: Action = Action.FLAG
     refusal: str = ""
+    refusals: Mapping[Category, str] = field(default_factory=dict)
+    language: str = "en"
 
     @property
     def id(self) -> str:
@@ -197,7 +208,7 @@ def _severity(reached: Mapping[Severity, float], levels: Mapping[Severity, float
 
 _TOP = (
     "name", "version", "description", "extends", "on_error", "unreadable", "refusal",
-    "input", "output",
+    "refusals", "language", "input", "output",
 )  # fmt: skip
 _ROW = (*(level.label for level in LEVELS), "threshold", "thresholds")
 _DIRECTION = (*(level.label for level in LEVELS), "thresholds", "categories")
@@ -228,6 +239,12 @@ def _parse(text: str, where: str, folder: Path | None, seen: tuple[str, ...]) ->
         raise PolicyError(
             f"{where}: key 'name': every policy has one of its own, on one line, found {name!r}"
         )
+    language = _typed(data, "language", str, base.language, where)
+    if language not in LANGUAGES:
+        raise PolicyError(
+            f"{where}: key 'language': {language!r} is none of {', '.join(LANGUAGES)}: give the "
+            "refusals in your own words, with 'refusal' and 'refusals'"
+        )
     return Policy(
         name=name,
         version=_typed(data, "version", int, 1, where),
@@ -237,6 +254,8 @@ def _parse(text: str, where: str, folder: Path | None, seen: tuple[str, ...]) ->
         on_error=_action(data.get("on_error", base.on_error), where, "on_error"),
         unreadable=_action(data.get("unreadable", base.unreadable), where, "unreadable"),
         refusal=_typed(data, "refusal", str, base.refusal, where),
+        refusals={**base.refusals, **_refusals(data.get("refusals", {}), where)},
+        language=language,
     )
 
 
@@ -285,6 +304,14 @@ def _rules(data: object, base: Rules, where: str, key: str) -> Rules:
         thresholds=Thresholds({**base.thresholds.severity, **severity}, category_thresholds),
         category_severity=category_severity,
     )
+
+
+def _refusals(data: object, where: str) -> dict[Category, str]:
+    table = _table(data, where, "refusals")
+    return {
+        _category(name, where, "refusals"): _typed(table, name, str, "", f"{where}: refusals")
+        for name in table
+    }
 
 
 def _actions(table: Mapping[str, object], where: str, key: str) -> dict[Severity, Action]:

@@ -1,11 +1,16 @@
 """What a caller reads instead of a text that was withheld, and what a model is told when it has to
-answer again. English; a policy's `refusal` replaces the refusals. Pure.
+answer again. The texts of each language are in `guardrail/languages`; a policy may say its own.
 """
 
 from __future__ import annotations
 
+import tomllib
+from functools import cache
+from importlib import resources
+from typing import Any
+
 from guardrail.policy import Policy
-from guardrail.taxonomy import Category, Direction
+from guardrail.taxonomy import Category
 from guardrail.verdict import Verdict
 
 __all__ = ["SAFETY_INSTRUCTION", "refusal_text"]
@@ -17,52 +22,31 @@ SAFETY_INSTRUCTION = (
     "cannot help with."
 )
 
-_TOPICS = {
-    Category.ENDANGERING_NATIONAL_SECURITY: "threats to national security",
-    Category.INSULTING_BEHAVIOR: "insulting or demeaning people",
-    Category.DISCRIMINATORY_BEHAVIOR: "discrimination against people",
-    Category.ENDANGERING_PUBLIC_HEALTH: "endangering public health",
-    Category.COPYRIGHT_ISSUES: "infringing copyright",
-    Category.VIOLENCE: "violence",
-    Category.DRUGS: "illegal drugs",
-    Category.PRIVACY_VIOLATION: "violating someone's privacy",
-    Category.ECONOMIC_CRIME: "fraud and other economic crime",
-    Category.MENTAL_MANIPULATION: "manipulating people",
-    Category.HUMAN_TRAFFICKING: "human trafficking",
-    Category.PHYSICAL_HARM: "physical harm",
-    Category.SEXUAL_CONTENT: "sexual content",
-    Category.CYBERCRIME: "cybercrime",
-    Category.DISRUPTING_PUBLIC_ORDER: "disrupting public order",
-    Category.ENVIRONMENTAL_DAMAGE: "damaging the environment",
-    Category.PSYCHOLOGICAL_HARM: "psychological harm",
-    Category.WHITE_COLLAR_CRIME: "white-collar crime",
-    Category.ANIMAL_ABUSE: "cruelty to animals",
-}
-
-# No phone number is right in every country; these two ways are.
-_CRISIS = (
-    "If you or someone near you may be in danger, call your local emergency number now. To talk "
-    "to someone about thoughts of suicide or self-harm, find a free helpline in your country at "
-    "https://findahelpline.com."
-)
 _SELF_HARM = {Category.PHYSICAL_HARM, Category.PSYCHOLOGICAL_HARM}
+_UNSPACED = ("ja", "zh")
 
 
 def refusal_text(verdict: Verdict, policy: Policy) -> str:
-    """The refusal for a withheld text: the policy's own, as it is, or a polite default that names
-    the leading category, with crisis resources where someone may be about to be hurt."""
+    """The refusal for a withheld text: the policy's own, as it is, or a polite default in its
+    language that names the leading category, with crisis resources where someone may be about to
+    be hurt."""
+    leading = verdict.reasons[0].category if verdict.reasons else None
+    if leading is not None and leading in policy.refusals:
+        return policy.refusals[leading]
     if policy.refusal:
         return policy.refusal
-    held = {reason.category for reason in verdict.reasons}
-    if verdict.degraded:
-        return (
-            "I'm sorry, this could not be checked for safety, so I can't go on. Please try again."
-        )
-    if not held:
-        return "I'm sorry, but I can't read this well enough to answer it. Please put it plainly."
-    topic = _TOPICS[verdict.reasons[0].category]
-    if verdict.direction is Direction.INPUT:
-        text = f"I'm sorry, but I can't help with {topic}."
-    else:
-        text = f"I'm sorry, but I can't give this answer: it touches on {topic}."
-    return f"{text} {_CRISIS}" if held & _SELF_HARM else text
+    texts = _texts(policy.language)
+    if verdict.degraded or leading is None:
+        said: str = texts["unchecked" if verdict.degraded else "unreadable"]
+        return said
+    text: str = texts[verdict.direction.value].format(topic=texts["topics"][leading.value])
+    if _SELF_HARM.isdisjoint(reason.category for reason in verdict.reasons):
+        return text
+    space = "" if policy.language in _UNSPACED else " "
+    return f"{text}{space}{texts['crisis']}"
+
+
+@cache
+def _texts(language: str) -> dict[str, Any]:
+    file = resources.files("guardrail").joinpath(f"languages/{language}.toml")
+    return tomllib.loads(file.read_text(encoding="utf-8"))

@@ -42,13 +42,16 @@ def test_the_wheel_holds_the_package_and_nothing_else(wheel: Path) -> None:
     inside = {name.removeprefix("guardrail/") for name in names if name.startswith("guardrail/")}
     suffixes = {Path(name).suffix for name in inside}
     assert suffixes <= {".py", ".typed", ".toml", ".onnx", ".json", ""}
-    assert {name.split("/")[0] for name in inside if "/" in name} == {"models", "policies"}
+    assert {name.split("/")[0] for name in inside if "/" in name} == {
+        "languages", "models", "policies",
+    }  # fmt: skip
 
 
 def test_the_wheel_holds_the_policies_the_models_and_the_licences(wheel: Path) -> None:
     archive = zipfile.ZipFile(wheel)
     names = set(archive.namelist())
     assert {f"guardrail/policies/{name}.toml" for name in guardrail.policy.PRESETS} <= names
+    assert {f"guardrail/languages/{name}.toml" for name in guardrail.policy.LANGUAGES} <= names
     manifest = json.loads(archive.read("guardrail/models/small/manifest.json"))
     assert {f"guardrail/models/small/{name}" for name in manifest["files"]} <= names
     assert "guardrail/py.typed" in names

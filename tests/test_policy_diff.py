@@ -29,6 +29,8 @@ def mine(text: str) -> Policy:
         ('refusal = ""\n[output.categories."Violence"]\nminor = "flag"', []),  # as it was anyway
         ('on_error = "allow"', [("on_error", "refuse", "allow", None, 0, "looser")]),
         ('refusal = "No."', [("refusal", "", "No.", None, 0, "other")]),
+        ('refusals = { Drugs = "No." }', [("refusal", "", "No.", None, 1, "other")]),
+        ('language = "fr"', [("language", "en", "fr", None, 0, "other")]),
         ('[input]\nminor = "refuse"', [("minor", "flag", "refuse", "input", 19, "stricter")]),
         ('[output]\nminor = "allow"', [("minor", "flag", "allow", "output", 18, "looser")]),
         (

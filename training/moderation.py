@@ -31,6 +31,7 @@ from training.bases import MINILM, base_folder
 from training.batching import Encoded, batches, encode, predict, tensors
 from training.contrast import prompts
 from training.data import Example, read_examples
+from training.eval_sets import human_labels
 from training.losses import masked_bce
 from training.metrics import moderation_metrics
 from training.model import ModerationModel
@@ -66,6 +67,10 @@ class Args:
     category_weight: float = 0.5
     teacher_share: float = 0.0
     """How much of a labelled text's target comes from its teacher's opinion, where it has one."""
+    people: Path | None = None
+    """Folder of the labelled data, for what people said of annotated answers."""
+    people_share: float = 0.3
+    """How much that counts in whether such an answer is harmful at all."""
     random_window: float = 0.3
     """Share of long texts seen through a window other than the first."""
     prefix: float = 0.0
@@ -89,6 +94,19 @@ class Args:
     @property
     def encoder(self) -> EncoderConfig:
         return EncoderConfig(self.max_tokens, self.prompt_tokens, self.overlap)
+
+
+def heed(rows: Sequence[Encoded], people: dict[tuple[str, str], bool], share: float) -> int:
+    """Move the targets of annotated answers a `share` of the way to what people called them, where
+    the annotation has them harmless or minor: of more, people dispute the words, not the harm.
+    Returns how many rows people had labelled."""
+    heeded = 0
+    for row in rows:
+        said = people.get(row.example.key)
+        if said is not None and row.example.severity in (0, 1) and _annotated(row.example):
+            row.severity[0] = (1 - share) * row.severity[0] + share * said
+            heeded += 1
+    return heeded
 
 
 def loss_of(model: nn.Module, batch: dict[str, Tensor], args: Args) -> Tensor:
@@ -214,6 +232,8 @@ def main(args: Args) -> None:
     chosen = choose(read_examples(args.data, "train"), args)
     held_out = [e for e in read_examples(args.data, "validation") if _annotated(e)][: args.limit]
     rows = encode(chosen, encoder, args.teacher_share)
+    people = human_labels(args.people) if args.people else {}
+    heeded = heed(rows, people, args.people_share)
     validation = encode(held_out, encoder, 0.0)
     share = accelerator.num_processes
     per_epoch = len(list(batches(rows, args, random.Random(args.seed)))) // share
@@ -225,7 +245,11 @@ def main(args: Args) -> None:
         quantization_aware(model)
     run = Run(args, model, accelerator, steps)
     if accelerator.is_main_process:
-        print(f"{len(rows)} texts, {steps} steps, {len(validation)} validation texts", flush=True)
+        print(
+            f"{len(rows)} texts ({heeded} labelled by people too), {steps} steps, "
+            f"{len(validation)} validation texts",
+            flush=True,
+        )
     # A checkpoint at the very end of an epoch was written before that epoch's evaluation.
     first = max(0, run.progress.step - 1) // max(1, per_epoch)
     for epoch in range(first, math.ceil(args.epochs)):

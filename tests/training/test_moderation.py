@@ -21,7 +21,7 @@ from guardrail.artifact import read_manifest  # noqa: E402
 from training import calibrate, evaluate, export, label  # noqa: E402
 from training.batching import encode  # noqa: E402
 from training.data import Example, read_examples  # noqa: E402
-from training.moderation import Args, choose  # noqa: E402
+from training.moderation import Args, choose, heed  # noqa: E402
 
 ROOT = Path(__file__).parents[2]
 
@@ -204,3 +204,16 @@ def test_soft_labels_are_blended_with_human_ones_and_stand_alone_without(
     assert blended.severity == pytest.approx([0.6, 0.3, 0.15])
     assert alone.severity == pytest.approx(soft["severity"])
     assert alone.severity_mask.tolist() == [1, 1, 1]
+
+
+def test_what_people_said_moves_only_whether_an_answer_is_harmful_at_all(tiny_base: Path) -> None:
+    from guardrail.encoding import Encoder
+
+    severities = (0, 1, 2, 0)
+    source = "annotated/s"
+    examples = [Example("how", f"r{i}", source, bool(s), s) for i, s in enumerate(severities)]
+    rows = encode(examples, Encoder.from_file(tiny_base / "tokenizer.json"), 0.0)
+    people = {examples[i].key: said for i, said in enumerate((True, False, False))}
+    assert heed(rows, people, 0.25) == 2
+    targets = [row.severity.tolist() for row in rows]
+    assert targets == [[0.25, 0, 0], [0.75, 0, 0], [1, 1, 0], [0, 0, 0]]
