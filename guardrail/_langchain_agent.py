@@ -12,6 +12,7 @@ from langchain_core.messages import AIMessage, BaseMessage
 from guardrail.errors import GuardrailError
 from guardrail.guard import Guard
 from guardrail.langchain import GuardedChatModel
+from guardrail.score import BestOf
 from guardrail.stream import StreamConfig
 
 __all__ = ["GuardrailMiddleware"]
@@ -40,6 +41,7 @@ class GuardrailMiddleware(AgentMiddleware[Any, Any, Any]):
         context_turns: int = 4,
         regenerate_tries: int = 2,
         stream_config: StreamConfig | None = None,
+        best_of: BestOf | None = None,
     ) -> None:
         super().__init__()
         self._options: dict[str, Any] = {
@@ -48,6 +50,7 @@ class GuardrailMiddleware(AgentMiddleware[Any, Any, Any]):
             "context_turns": context_turns,
             "regenerate_tries": regenerate_tries,
             "stream_config": stream_config or StreamConfig(),
+            "best_of": best_of,
         }
 
     def wrap_model_call(

@@ -9,6 +9,7 @@ from __future__ import annotations
 import dataclasses
 import json
 from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 from langchain_core.messages import (
@@ -26,7 +27,7 @@ from langchain_core.messages.tool import tool_call_chunk
 from pydantic import BaseModel
 
 from guardrail.chat_model import Message, Reply
-from guardrail.conversation import ChatResult, Check, Close, Open, Pull, Step
+from guardrail.conversation import ChatResult, Check, Close, Emit, Open, Pull, Step
 from guardrail.errors import UpstreamError
 from guardrail.policy import Policy
 from guardrail.taxonomy import Direction
@@ -115,6 +116,22 @@ _SAFE_METADATA = (
 )  # fmt: skip
 
 
+@dataclass
+class _Draw:
+    """One answer of the model, as far as it has come."""
+
+    whole: AIMessage | None = None
+    text: str = ""
+    meta: AIMessageChunk = field(default_factory=lambda: AIMessageChunk(content=""))
+    block: dict[str, Any] | None = None  # the text block that deltas belong to
+    held: list[AIMessageChunk] = field(default_factory=list)
+    complete: int = 0  # held[:complete] has been followed by text, or by the end
+    judged: list[AIMessageChunk] = field(default_factory=list)
+
+    def drop_held(self) -> None:
+        self.held, self.complete, self.judged = [], 0, []
+
+
 class Answer:
     """One guarded answer: takes the model's pieces, gives out what was judged.
 
@@ -124,19 +141,8 @@ class Answer:
     def __init__(self, policy: Policy, *, plain: bool = False) -> None:
         self._policy = policy
         self._plain = plain
-        self._clear()
-
-    def _clear(self) -> None:
-        self._whole: AIMessage | None = None
-        self._text = ""
-        self._meta = AIMessageChunk(content="")
-        self._block: dict[str, Any] | None = None  # the text block that deltas belong to
-        self._drop_held()
-
-    def _drop_held(self) -> None:
-        self._held: list[AIMessageChunk] = []
-        self._complete = 0  # held[:complete] has been followed by text, or by the end
-        self._judged: list[AIMessageChunk] = []
+        self._draws: dict[int, _Draw] = {}
+        self._now = _Draw()
 
     # --- in
 
@@ -145,23 +151,23 @@ class Answer:
         Raises UpstreamError for a piece that is neither a message of the model nor a str."""
         if isinstance(piece, str):
             self._plain = True
-            self._text += piece
+            self._now.text += piece
             return Reply(piece)
         if not isinstance(piece, AIMessage):
             raise UpstreamError(
                 f"a guarded chain must answer with str or AIMessage, not {type(piece).__name__}"
             )
         if not isinstance(piece, AIMessageChunk):
-            self._whole = piece
+            self._now.whole = piece
             piece = _as_chunk(piece)
         text = str(piece.text)
         if text:
-            self._complete = len(self._held)
-            self._block = _text_block(piece)
+            self._now.complete = len(self._now.held)
+            self._now.block = _text_block(piece)
         if (rest := _without_text(piece)) is not None:
-            self._held.append(rest)
-        self._text += text
-        self._meta += AIMessageChunk(
+            self._now.held.append(rest)
+        self._now.text += text
+        self._now.meta += AIMessageChunk(
             content="",
             id=piece.id,
             name=piece.name,
@@ -180,26 +186,28 @@ class Answer:
             except StopIteration as end:
                 return end.value  # type: ignore[no-any-return]
             match step:
-                case Open():
-                    self._clear()
+                case Open(_, draw):
+                    self._now = self._draws[draw] = _Draw()
+                case Emit(_, int() as draw):
+                    self._now = self._draws[draw]
                 case Close():
-                    self._drop_held()
-                case Check([Pair(prompt, str()), *_] as pairs) if self._complete:
-                    held = self._held[: self._complete]
+                    self._now.drop_held()
+                case Check([Pair(prompt, str()), *_] as pairs) if self._now.complete:
+                    held = self._now.held[: self._now.complete]
                     verdicts = yield Check([*pairs, Pair(prompt, _words(_sum(held)))])
                     answer = self._decide(held, *verdicts)
                     continue
             answer = yield step
             if isinstance(step, Pull) and answer is None:
-                self._complete = len(self._held)
+                self._now.complete = len(self._now.held)
 
     def _decide(self, held: list[AIMessageChunk], text: Verdict, rest: Verdict) -> list[Verdict]:
         if (strange := _not_words(held)) is not None:
             rest = self._policy.fail(Direction.OUTPUT, strange)
         if rest.delivers:
-            self._judged += held
-            del self._held[: self._complete]
-            self._complete = 0
+            self._now.judged += held
+            del self._now.held[: self._now.complete]
+            self._now.complete = 0
         elif rest.action is Action.REDACT:  # a call with a hole in it is another call
             rest = dataclasses.replace(rest, action=Action.REFUSE)
         return [max(text, rest, key=lambda verdict: verdict.action.rank)]
@@ -211,27 +219,27 @@ class Answer:
         if self._plain:
             yield text
             return
-        calls = [i for i, chunk in enumerate(self._judged) if chunk.tool_call_chunks]
-        ready = calls[0] if calls else len(self._judged)
+        calls = [i for i, chunk in enumerate(self._now.judged) if chunk.tool_call_chunks]
+        ready = calls[0] if calls else len(self._now.judged)
         if ready:
-            yield _sum(self._judged[:ready])
-            del self._judged[:ready]
-        content: Any = text if self._block is None else [{**self._block, "text": text}]
-        yield AIMessageChunk(content=content, id=self._meta.id)
+            yield _sum(self._now.judged[:ready])
+            del self._now.judged[:ready]
+        content: Any = text if self._now.block is None else [{**self._now.block, "text": text}]
+        yield AIMessageChunk(content=content, id=self._now.meta.id)
 
     def finish(self, result: ChatResult) -> Iterator[AIMessageChunk | str]:
         """The calls, and whatever else waited; metadata with `finish_reason` and the verdict."""
         if self._plain:
             return
-        judged = [] if result.blocked else self._judged
-        last = _sum([*judged, AIMessageChunk(content="", id=self._meta.id)])
+        judged = [] if result.blocked else self._now.judged
+        last = _sum([*judged, AIMessageChunk(content="", id=self._now.meta.id)])
         if not self._unchanged(result):  # they may quote what was masked
             last.additional_kwargs = {}
         yield last.model_copy(
             update={
                 "response_metadata": self._metadata(result),
-                "usage_metadata": self._meta.usage_metadata,
-                "name": self._meta.name,
+                "usage_metadata": self._now.meta.usage_metadata,
+                "name": self._now.meta.name,
                 "chunk_position": "last",
             }
         )
@@ -242,18 +250,18 @@ class Answer:
         if self._plain:
             return "".join(str(piece) for piece, _ in given)
         result = given[-1][1]
-        if self._whole is not None and result is not None and self._unchanged(result):
+        if self._now.whole is not None and result is not None and self._unchanged(result):
             metadata = self._metadata(result)
-            return self._whole.model_copy(update={"response_metadata": metadata})
+            return self._now.whole.model_copy(update={"response_metadata": metadata})
         return message_chunk_to_message(
             _sum([piece for piece, _ in given if isinstance(piece, AIMessageChunk)])
         )
 
     def _unchanged(self, result: ChatResult) -> bool:
-        return not result.blocked and result.text == self._text
+        return not result.blocked and result.text == self._now.text
 
     def _metadata(self, result: ChatResult) -> dict[str, Any]:
-        said = self._meta.response_metadata
+        said = self._now.meta.response_metadata
         if not self._unchanged(result):
             said = {key: said[key] for key in _SAFE_METADATA if key in said}
         if result.blocked:

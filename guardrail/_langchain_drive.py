@@ -22,6 +22,7 @@ from guardrail.chat_model import Reply
 from guardrail.conversation import ChatResult, Open, Rules, conversation, read_messages
 from guardrail.errors import UpstreamError
 from guardrail.guard import Guard
+from guardrail.score import BestOf
 from guardrail.stream import StreamConfig
 
 __all__ = ["Piece", "Run", "detached_config"]
@@ -46,6 +47,7 @@ class Run:
     context_turns: int = 4
     regenerate_tries: int = 2
     stream_config: StreamConfig = dataclasses.field(default_factory=StreamConfig)
+    best_of: BestOf | None = None
 
     def __post_init__(self) -> None:
         if self.on_block not in ("refuse", "raise"):
@@ -57,7 +59,12 @@ class Run:
         """whole: for an answer that is not streamed."""
         config = self.stream_config.gathered() if whole else self.stream_config
         return Rules(
-            self.guard.policy, config, self.on_block, self.context_turns, self.regenerate_tries
+            self.guard.policy,
+            config,
+            self.on_block,
+            self.context_turns,
+            self.regenerate_tries,
+            self.best_of is not None,
         )
 
     def answer(self, *, plain: bool = False) -> Answer:
@@ -90,7 +97,8 @@ class Run:
                         close()
 
         flow = conversation(read_messages(to_turns(messages)), self.rules(whole=whole))
-        with _errors_as_raised(), ChatStream(answer.guard(flow), self.guard, pull) as stream:
+        guarded = answer.guard(flow)
+        with _errors_as_raised(), ChatStream(guarded, self.guard, pull, self.best_of) as stream:
             for text in stream:
                 for piece in answer.emit(text):
                     yield piece, None
@@ -124,7 +132,8 @@ class Run:
 
         flow = conversation(read_messages(to_turns(messages)), self.rules(whole=whole))
         with _errors_as_raised():
-            async with AsyncChatStream(answer.guard(flow), self.guard, pull) as stream:
+            guarded = answer.guard(flow)
+            async with AsyncChatStream(guarded, self.guard, pull, self.best_of) as stream:
                 async for text in stream:
                     for piece in answer.emit(text):
                         yield piece, None

@@ -96,7 +96,10 @@ class Rank:
 
 @dataclass(frozen=True, slots=True)
 class Emit:
+    """draw: whose text it is, where that is not the last one opened."""
+
     text: str
+    draw: int | None = None
 
 
 Step = Check | Open | Pull | Close | Rank | Emit
@@ -171,20 +174,20 @@ def _best(
 ) -> Generator[Step, Any, tuple[ChatResult, bool]]:
     """Of as many answers as there are tries, the best of those that may go out; else the last."""
     whole = dataclasses.replace(rules, stream=rules.stream.gathered())
-    kept: list[ChatResult] = []
+    kept: dict[int, ChatResult] = {}
     for draw in range(1, rules.regenerate_tries + 1):
         yield Open(turns, draw)
         text, finish, verdict, ok = yield from _unheard(_output(prompt, whole))
         if ok:
-            kept.append(ChatResult(text, finish, result.input_verdict, verdict))
+            kept[draw] = ChatResult(text, finish, result.input_verdict, verdict)
         else:
             result = ChatResult("", finish, result.input_verdict, verdict)
     if not kept:
         return result, False
-    scores: Sequence[float] = yield Rank([Pair(prompt, one.text) for one in kept])
-    best = kept[max(range(len(kept)), key=scores.__getitem__)]
-    yield Emit(best.text)
-    return best, True
+    scores: Sequence[float] = yield Rank([Pair(prompt, one.text) for one in kept.values()])
+    best = max(zip(scores, kept, strict=True), key=lambda scored: scored[0])[1]
+    yield Emit(kept[best].text, best)
+    return kept[best], True
 
 
 def _unheard(

@@ -80,7 +80,8 @@ class GuardedChatModel(BaseChatModel):
         Its cache and its rate limiter work on; this model caches nothing, so that a cached answer
         is judged again. Of several generations (n > 1) the first is judged and given.
     guard: `Guard()` by default.
-    on_block, context_turns, regenerate_tries, stream_config: as in `guardrail.GuardedChat`.
+    on_block, context_turns, regenerate_tries, stream_config, best_of: as in
+        `guardrail.GuardedChat`; tool calls go with the answer that is chosen by its text.
 
     Text streams as it is judged. Tool calls, reasoning and other parts of an answer are held back
     until they are complete and judged; a tool call cannot be masked: where the policy says redact,
@@ -97,6 +98,7 @@ class GuardedChatModel(BaseChatModel):
     context_turns: int = 4
     regenerate_tries: int = 2
     stream_config: StreamConfig = Field(default_factory=StreamConfig)
+    best_of: Any = Field(default=None, repr=False, exclude=True)
     cache: Any = Field(default=False, exclude=True)
 
     @field_validator("inner", mode="before")
@@ -172,7 +174,12 @@ class GuardedChatModel(BaseChatModel):
     @property
     def _run(self) -> Run:
         return Run(
-            self.guard, self.on_block, self.context_turns, self.regenerate_tries, self.stream_config
+            self.guard,
+            self.on_block,
+            self.context_turns,
+            self.regenerate_tries,
+            self.stream_config,
+            self.best_of,
         )
 
     def _generate(

@@ -46,6 +46,7 @@ from guardrail.langchain import (
     GuardrailMiddleware,
     GuardrailRunnable,
 )
+from guardrail.score import BestOf
 from guardrail.stream import StreamConfig
 from guardrail.testing import FakeModerator, leaked_chars
 
@@ -259,6 +260,42 @@ def test_regenerate_asks_again_with_the_safety_instruction(call: Any) -> None:
     assert len(first) == 1
     assert isinstance(second[0], SystemMessage)
     assert second[1:] == first
+
+
+def test_the_best_of_several_answers_comes_with_its_own_calls_and_metadata(call: Any) -> None:
+    class Longest(BestOf):
+        """Scores an answer by its length; no models are read."""
+
+        def __init__(self) -> None:
+            pass
+
+        def scores(self, pairs: Sequence[Pair]) -> list[float]:
+            return [len(pair.response or "") for pair in pairs]
+
+    policy = Policy.parse('name = "again"\nextends = "balanced"\n[output]\nsevere = "regenerate"')
+    answers = [
+        calls("Sending a bomb.", to="kim", text="1"),
+        calls("I will.", to="kim", text="2"),
+        calls("I will send it to Kim.", to="kim", text="3"),
+        calls("The bomb is sent, at long last.", to="kim", text="4"),
+        calls("Sent.", to="kim", text="5"),
+    ]
+    for number, answer in enumerate(answers):
+        answer.id = f"answer-{number}"
+    model = GuardedChatModel(
+        inner=says(*answers),
+        guard=make_guard(policy),
+        regenerate_tries=4,
+        stream_config=StreamConfig(first=80),
+        best_of=Longest(),
+    )
+    best = call(model, "Hello")
+    assert best.content == "I will send it to Kim."
+    assert [call["args"]["text"] for call in best.tool_calls] == ["3"]
+    assert best.id == "answer-2"
+    assert best.response_metadata["guardrail"]["action"] == "allow"
+    assert len(model.inner.seen) == 5
+    assert leaks(best) == 0
 
 
 def test_tool_calls_are_delivered_when_harmless(call: Any) -> None:
