@@ -59,7 +59,8 @@ class OnnxModerator:
     max_chars: longer texts raise ModerationError, so that one request cannot hold a core for
         minutes.
 
-    Thread-safe. On the CPU a text is judged the same whatever is judged with it.
+    Thread-safe, and usable in a forked child, which opens the model anew. On the CPU a text is
+    judged the same whatever is judged with it.
     """
 
     def __init__(
