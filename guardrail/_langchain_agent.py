@@ -10,7 +10,7 @@ from langchain.agents.structured_output import StructuredOutputValidationError
 from langchain_core.messages import AIMessage, BaseMessage
 
 from guardrail.errors import GuardrailError
-from guardrail.guard import Guard
+from guardrail.guard import Guard, as_guard
 from guardrail.langchain import GuardedChatModel
 from guardrail.score import BestOf
 from guardrail.stream import StreamConfig
@@ -45,7 +45,7 @@ class GuardrailMiddleware(AgentMiddleware[Any, Any, Any]):
     ) -> None:
         super().__init__()
         self._options: dict[str, Any] = {
-            "guard": guard if guard is not None else Guard(),
+            "guard": as_guard(guard),
             "on_block": on_block,
             "context_turns": context_turns,
             "regenerate_tries": regenerate_tries,

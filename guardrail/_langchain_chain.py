@@ -21,7 +21,7 @@ from guardrail._langchain_answer import all_words, is_user, to_turns
 from guardrail._langchain_drive import Piece, Run, detached_config
 from guardrail.conversation import Check, Rules, conversation, read_messages
 from guardrail.errors import Blocked
-from guardrail.guard import Guard
+from guardrail.guard import Guard, as_guard
 from guardrail.stream import StreamConfig
 from guardrail.verdict import Pair, Verdict
 
@@ -63,7 +63,7 @@ class GuardrailRunnable(Runnable[Any, Any]):
         self._chain = chain
         self._key = input_key
         self._run = Run(
-            guard if guard is not None else Guard(),
+            as_guard(guard),
             on_block,
             context_turns,
             0,
@@ -233,7 +233,7 @@ class GuardrailCallbackHandler(BaseCallbackHandler):
         on_verdict: Callable[[Verdict], None] | None = None,
         context_turns: int = 4,
     ) -> None:
-        self._guard = guard if guard is not None else Guard()
+        self._guard = as_guard(guard)
         self._on_verdict = on_verdict
         self._rules = Rules(self._guard.policy, StreamConfig(), "raise", context_turns)
         self._prompts: dict[UUID, str] = {}

@@ -9,11 +9,11 @@ import contextlib
 import ctypes
 import io
 import os
-import weakref
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, get_args
 
+from guardrail._forks import renewed_in_children
 from guardrail.errors import ArtifactError, require
 
 __all__ = ["GPUS", "NO_TELEMETRY", "Device", "Session", "runtime"]
@@ -69,7 +69,7 @@ class Session:
         self._session, self.device = _open(path, device, threads, outputs)
         self._inherited = False
         self.inputs = frozenset(argument.name for argument in self._session.get_inputs())
-        _ALL.add(self)
+        renewed_in_children(self)
 
     def run(self, outputs: Sequence[str], feed: Mapping[str, Any]) -> list[Any]:
         """The named outputs for `feed`. Raises whatever onnxruntime raises, and ArtifactError."""
@@ -92,18 +92,6 @@ class Session:
         # Never to be freed, at exit neither: that waits for threads which only the parent has.
         ctypes.pythonapi.Py_IncRef(ctypes.py_object(self._session))
         self._inherited = True
-
-
-_ALL: weakref.WeakSet[Session] = weakref.WeakSet()
-
-
-def _after_fork() -> None:
-    for session in list(_ALL):
-        session._after_fork()
-
-
-if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_after_fork)
 
 
 def _identity(path: Path) -> tuple[int, int, int]:

@@ -26,6 +26,7 @@ from types import TracebackType
 from typing import TypeAlias, cast
 
 from guardrail._batching_cost import Cost
+from guardrail._forks import renewed_in_children
 from guardrail._onnx import GPUS
 from guardrail.errors import ModerationError, Overloaded
 from guardrail.moderator import Moderator
@@ -103,10 +104,12 @@ class Batcher:
             raise ValueError(f"latency={latency!r} must be 0 seconds or more")
         self._cost = Cost()
         self._closed = False
-        self._start_empty()
+        self._after_fork()
+        renewed_in_children(self)
         _ALL.add(self)
 
-    def _start_empty(self) -> None:
+    def _after_fork(self) -> None:
+        """Start empty: the parent's threads, and whoever held its lock, are not in its child."""
         self._lock = threading.Lock()
         self._wake = threading.Condition(self._lock)
         self._drained = threading.Condition(self._lock)
@@ -382,16 +385,9 @@ def _cores() -> int:
 _ALL: weakref.WeakSet[Batcher] = weakref.WeakSet()
 
 
-def _after_fork() -> None:
-    for batcher in list(_ALL):
-        batcher._start_empty()  # the parent's threads, and whoever held its lock, are not here
-
-
 def _at_exit() -> None:
     for batcher in list(_ALL):
         batcher.close(_EXIT_SECONDS)
 
 
-if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_after_fork)
 atexit.register(_at_exit)

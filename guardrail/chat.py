@@ -29,7 +29,7 @@ from guardrail.conversation import (
     read_messages,
 )
 from guardrail.errors import UpstreamError
-from guardrail.guard import Guard
+from guardrail.guard import Guard, as_guard
 from guardrail.stream import StreamConfig
 from guardrail.verdict import Pair
 
@@ -91,7 +91,7 @@ class GuardedChat:
         if context_turns < 1 or regenerate_tries < 0:
             raise ValueError("context_turns must be 1 or more, regenerate_tries 0 or more")
         self._model = as_chat_model(model)
-        self._guard = guard if guard is not None else Guard()
+        self._guard = as_guard(guard)
         self._rules = Rules(
             self._guard.policy,
             stream_config or StreamConfig(),

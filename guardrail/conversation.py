@@ -13,7 +13,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Generator, Mapping, Sequence
+from collections.abc import Generator, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -121,6 +121,8 @@ def read_messages(messages: str | Sequence[Message]) -> list[Message]:
     """Chat messages from a text (one user turn) or a list. Raises ValueError on anything else."""
     if isinstance(messages, str):
         return [{"role": "user", "content": messages}]
+    if not isinstance(messages, Iterable):
+        raise ValueError(f"messages must be a text or a list, not {type(messages).__name__}")
     found = list(messages)
     for i, message in enumerate(found):
         if not isinstance(message, Mapping) or not isinstance(message.get("role"), str):

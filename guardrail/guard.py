@@ -15,13 +15,14 @@ from concurrent.futures import ThreadPoolExecutor, wait
 from pathlib import Path
 from typing import Any, TypeAlias
 
+from guardrail._forks import renewed_in_children
 from guardrail.batching import Batcher
 from guardrail.errors import GuardrailError, ModerationError, Overloaded
 from guardrail.moderator import Device, Moderator, OnnxModerator
 from guardrail.policy import Policy
 from guardrail.verdict import Assessment, Pair, Verdict
 
-__all__ = ["Guard"]
+__all__ = ["Guard", "as_guard"]
 
 logger = logging.getLogger("guardrail")
 
@@ -40,7 +41,8 @@ class Guard:
     audit: called with every pair and its verdict, before the verdict is returned; when it raises,
         the verdict fails closed, so that nothing is delivered unlogged unless the policy says so.
 
-    Thread-safe. Raises ArtifactError, PolicyError or MissingExtra when made, nothing when used.
+    Thread-safe, and usable in forked children. Raises ArtifactError, PolicyError or MissingExtra
+    when made, nothing when used.
     """
 
     def __init__(
@@ -52,15 +54,24 @@ class Guard:
         timeout: float | None = None,
         audit: Callable[[Pair, Verdict], None] | None = None,
     ) -> None:
-        if timeout is not None and timeout <= 0:
+        if timeout is not None and not timeout > 0:
             raise ValueError(f"timeout={timeout!r} must be above 0 seconds, or None to wait")
+        if not isinstance(policy, str | Path | Policy):
+            raise TypeError(
+                f"policy must be a preset's name, a path or a Policy, not {type(policy).__name__}"
+            )
         self.policy = policy if isinstance(policy, Policy) else Policy.load(policy)
         self.moderator: Moderator = (
             OnnxModerator(model, device=device) if isinstance(model, str | Path) else model
         )
         self._timeout = timeout
         self._audit = audit
-        self._pool = ThreadPoolExecutor(4, "guardrail") if timeout is not None else None
+        self._after_fork()
+        renewed_in_children(self)
+
+    def _after_fork(self) -> None:
+        """Have threads of its own: a forked child has none of its parent's."""
+        self._pool = ThreadPoolExecutor(4, "guardrail") if self._timeout is not None else None
 
     def check(self, prompt: str | None = None, response: str | None = None) -> Verdict:
         """Judge a prompt alone (direction input), or a response, to its prompt where there is one
@@ -138,6 +149,9 @@ class Guard:
 
     def _verdicts(self, pairs: Sequence[Pair]) -> _Judging:
         model, thresholds = self.moderator.id, self.moderator.thresholds
+        for text in (text for pair in pairs for text in (pair.prompt, pair.response)):
+            if not isinstance(text, str | None):
+                raise ModerationError(f"a text must be a str, not {type(text).__name__}")
         blank = [not pair.text.strip() for pair in pairs]
         there = [pair for pair, nothing in zip(pairs, blank, strict=True) if not nothing]
         seen = (yield there) if there else []
@@ -213,10 +227,22 @@ class Guard:
         return self.policy.fail(pair.direction, f"{stage}: {what}")
 
 
+def as_guard(guard: Guard | None) -> Guard:
+    """`Guard()` by default. Raises TypeError for what is none, such as the name of a policy."""
+    if guard is None:
+        return Guard()
+    if not isinstance(guard, Guard):
+        raise TypeError(
+            f"guard must be a Guard, as in guard=Guard(policy='balanced'), not "
+            f"{type(guard).__name__}"
+        )
+    return guard
+
+
 def _pair(prompt: str | None, response: str | None) -> Pair:
     if prompt is None and response is None:
         raise TypeError("check() needs a prompt, a response, or both")
-    return Pair(prompt or "", response)
+    return Pair("" if prompt is None else prompt, response)
 
 
 def _pairs(pairs: Sequence[Pair]) -> list[Pair]:

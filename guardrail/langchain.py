@@ -43,7 +43,7 @@ from langchain_core.runnables import (
     RunnableSequence,
 )
 from langchain_core.tools import BaseTool
-from pydantic import Field, field_validator, model_validator
+from pydantic import ConfigDict, Field, field_validator, model_validator
 
 from guardrail._langchain_chain import GuardrailCallbackHandler, GuardrailRunnable
 from guardrail._langchain_drive import Run
@@ -91,6 +91,9 @@ class GuardedChatModel(BaseChatModel):
     Raises what the inner model raises, ValueError on messages without a user's, Blocked where
     asked to.
     """
+
+    # A guard, a policy or an option misspelt must not leave the default guard in its place.
+    model_config = ConfigDict(extra="forbid")
 
     inner: BaseChatModel = Field(repr=False)
     guard: Guard = Field(default_factory=Guard, repr=False, exclude=True)

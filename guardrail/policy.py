@@ -103,7 +103,8 @@ class Policy:
     """What to do about what a moderator sees. Immutable; equal policies decide equally.
 
     language: of the refusals in `guardrail.refusals`, one of LANGUAGES; refusal: said instead of
-    them; refusals: said instead of either where that category leads.
+    them; refusals: said instead of either where that category leads. Empty ones are none. Raises
+    PolicyError for another language.
     """
 
     name: str
@@ -116,6 +117,10 @@ class Policy:
     refusal: str = ""
     refusals: Mapping[Category, str] = field(default_factory=dict)
     language: str = "en"
+
+    def __post_init__(self) -> None:
+        if self.language not in LANGUAGES:
+            raise PolicyError(_unknown_language(self.language))
 
     @property
     def id(self) -> str:
@@ -241,10 +246,7 @@ def _parse(text: str, where: str, folder: Path | None, seen: tuple[str, ...]) ->
         )
     language = _typed(data, "language", str, base.language, where)
     if language not in LANGUAGES:
-        raise PolicyError(
-            f"{where}: key 'language': {language!r} is none of {', '.join(LANGUAGES)}: give the "
-            "refusals in your own words, with 'refusal' and 'refusals'"
-        )
+        raise PolicyError(f"{where}: {_unknown_language(language)}")
     return Policy(
         name=name,
         version=_typed(data, "version", int, 1, where),
@@ -256,6 +258,13 @@ def _parse(text: str, where: str, folder: Path | None, seen: tuple[str, ...]) ->
         refusal=_typed(data, "refusal", str, base.refusal, where),
         refusals={**base.refusals, **_refusals(data.get("refusals", {}), where)},
         language=language,
+    )
+
+
+def _unknown_language(language: str) -> str:
+    return (
+        f"key 'language': {language!r} is none of {', '.join(LANGUAGES)}: give the refusals in "
+        "your own words, with 'refusal' and 'refusals'"
     )
 
 

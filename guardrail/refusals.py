@@ -31,14 +31,14 @@ def refusal_text(verdict: Verdict, policy: Policy) -> str:
     language that names the leading category, with crisis resources where someone may be about to
     be hurt."""
     leading = verdict.reasons[0].category if verdict.reasons else None
-    if leading is not None and leading in policy.refusals:
-        return policy.refusals[leading]
-    if policy.refusal:
-        return policy.refusal
+    own = policy.refusals.get(leading, "") if leading is not None else ""
+    for said in (own, policy.refusal):
+        if said.strip():
+            return said
     texts = _texts(policy.language)
     if verdict.degraded or leading is None:
-        said: str = texts["unchecked" if verdict.degraded else "unreadable"]
-        return said
+        excuse: str = texts["unchecked" if verdict.degraded else "unreadable"]
+        return excuse
     text: str = texts[verdict.direction.value].format(topic=texts["topics"][leading.value])
     if _SELF_HARM.isdisjoint(reason.category for reason in verdict.reasons):
         return text

@@ -21,6 +21,7 @@ from typing import Any
 import httpx
 from httpx_sse import EventSource, ServerSentEvent, SSEError
 
+from guardrail._forks import renewed_in_children
 from guardrail.chat_model import Message, Reply
 from guardrail.errors import UpstreamError
 from guardrail.upstream_faults import Faults
@@ -76,12 +77,22 @@ class OpenAICompatible:
         secrets = [v for v in (headers or {}).values() if len(v) > 5]
         secrets += [api_key.strip()] if api_key and api_key.strip() else []
         self._faults = Faults(self._url, secrets, timeout)
+        self._forked = False
+        self._disconnect()
+        renewed_in_children(self)
+
+    def _disconnect(self) -> None:
         self._lock = threading.Lock()
         self._sync_client: httpx.Client | None = None
         # Connections live and die with the event loop that made them.
         self._async_clients: weakref.WeakKeyDictionary[
             asyncio.AbstractEventLoop, httpx.AsyncClient
         ] = weakref.WeakKeyDictionary()
+
+    def _after_fork(self) -> None:
+        """Connect anew: on the parent's connections a child would read another child's answer."""
+        self._forked = True
+        self._disconnect()
 
     def complete(self, messages: Sequence[Message]) -> Reply:
         """The whole answer, in one response."""
@@ -222,7 +233,7 @@ class OpenAICompatible:
     def _client(self) -> httpx.Client:
         with self._lock:
             if self._sync_client is None:
-                transport = self._transport
+                transport = self._own_transport()
                 if transport is not None and not isinstance(transport, httpx.BaseTransport):
                     raise UpstreamError("this transport is async: call the async methods")
                 self._sync_client = httpx.Client(timeout=self._timeout, transport=transport)
@@ -233,12 +244,21 @@ class OpenAICompatible:
         with self._lock:
             client = self._async_clients.get(loop)
             if client is None:
-                transport = self._transport
+                transport = self._own_transport()
                 if transport is not None and not isinstance(transport, httpx.AsyncBaseTransport):
                     raise UpstreamError("this transport is sync: call the sync methods")
                 client = httpx.AsyncClient(timeout=self._timeout, transport=transport)
                 self._async_clients[loop] = client
             return client
+
+    def _own_transport(self) -> httpx.BaseTransport | httpx.AsyncBaseTransport | None:
+        transport = self._transport
+        if self._forked and isinstance(transport, httpx.HTTPTransport | httpx.AsyncHTTPTransport):
+            raise UpstreamError(
+                "this transport was made before the process was forked, and shares its connections "
+                "with the parent: make it, and the OpenAICompatible, in the child"
+            )
+        return transport
 
     def close(self) -> None:
         """Close the connections of the sync methods."""

@@ -368,6 +368,8 @@ def test_a_policy_that_opens_on_errors_still_judges_the_text_beside_an_image() -
         ([{"role": "system", "content": "x"}], "no user message"),
         ([{"content": "x"}], "message 0 must be a dict"),
         (["x"], "message 0 must be a dict"),
+        (None, "messages must be a text or a list, not NoneType"),
+        (5, "messages must be a text or a list, not int"),
         ([{"role": "user", "content": 3}], "must be a text or a list"),
         (
             [{"role": "human", "content": "bomb"}, {"role": "user", "content": "hi"}],
@@ -607,3 +609,9 @@ def test_no_door_leaks(text: str, size: int, how: str, action: str) -> None:
     assert "".join(pieces) == result.text
     if not any(word in text for word in words):
         assert result.text == text
+
+
+def test_the_name_of_a_policy_is_no_guard() -> None:
+    name: Any = "strict"
+    with pytest.raises(TypeError, match=r"guard must be a Guard, as in guard=Guard\(policy="):
+        GuardedChat(lambda messages: "hi", name)

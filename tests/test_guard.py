@@ -2,6 +2,9 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import os
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Callable, Sequence
@@ -133,10 +136,10 @@ def test_a_moderator_without_thresholds_or_id_fails_closed() -> None:
     assert (verdict.action, verdict.degraded) == (Action.REFUSE, True)
 
 
-def test_what_is_not_text_fails_closed() -> None:
-    number: Any = 7
-    assert Guard(fake()).check(number).degraded
-    assert Guard(fake()).check("hi", number).action is Action.REFUSE
+@pytest.mark.parametrize("wrong", [7, 0, False, b"", b"bomb", [], {}, object()])
+def test_what_is_not_text_fails_closed(wrong: Any) -> None:
+    for verdict in (Guard(fake()).check(wrong), Guard(fake()).check("hi", wrong)):
+        assert (verdict.action, verdict.degraded) == (Action.REFUSE, True)
 
 
 @pytest.mark.parametrize("wrong", [["a"], "ab", [Pair("a"), "b"], [None], Pair("a"), [("a", "b")]])
@@ -218,13 +221,32 @@ def test_within_its_time_a_verdict_is_as_without_a_timeout() -> None:
     assert Guard(fake(), timeout=60).check("a bomb") == Guard(fake()).check("a bomb")
 
 
-@pytest.mark.parametrize("timeout", [0, -1, float("-inf")])
+@pytest.mark.parametrize("timeout", [0, -1, float("-inf"), float("nan")])
 def test_a_timeout_that_leaves_no_time_is_refused(timeout: float) -> None:
     with pytest.raises(ValueError, match="must be above 0"):
         Guard(fake(), timeout=timeout)
 
 
 # --- audit ---------------------------------------------------------------------------------------
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork here")
+def test_a_guard_with_a_timeout_judges_in_a_forked_child() -> None:
+    script = """
+import os
+from guardrail import Guard
+from guardrail.testing import FakeModerator
+guard = Guard(FakeModerator({}), timeout=20)
+print(guard.check("hello").degraded, flush=True)  # its threads are there now
+if os.fork() == 0:
+    print(guard.check("hello").degraded, flush=True)
+    os._exit(0)
+os.wait()
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", script], capture_output=True, text=True, timeout=60
+    )
+    assert done.stdout.split() == ["False", "False"], done.stderr
 
 
 def test_every_verdict_is_audited_before_it_is_returned() -> None:
@@ -296,6 +318,12 @@ def test_a_wrong_policy_or_model_is_an_error_when_the_guard_is_made(tmp_path: Pa
         Guard("no-such-model")
     with pytest.raises(ArtifactError, match="is missing"):
         Guard(tmp_path)
+
+
+@pytest.mark.parametrize("wrong", [None, 5, {"name": "balanced"}])
+def test_what_is_no_policy_is_a_mistake_of_the_caller(wrong: Any) -> None:
+    with pytest.raises(TypeError, match="policy must be a preset's name, a path or a Policy, not"):
+        Guard(fake(), wrong)
 
 
 def test_a_megabyte_goes_through_the_bundled_guard() -> None:

@@ -248,6 +248,14 @@ def test_an_attack_in_a_role_that_is_not_known_is_judged(call: Any) -> None:
     assert is_block(call(guarded(GOOD), turns))
 
 
+@pytest.mark.parametrize(
+    "option", [{"policy": "strict"}, {"on_blok": "raise"}, {"guard": "strict"}]
+)
+def test_an_option_that_is_none_is_no_silent_default(option: dict[str, Any]) -> None:
+    with pytest.raises(ValidationError):
+        GuardedChatModel(inner=says(GOOD), **option)
+
+
 def test_regenerate_asks_again_with_the_safety_instruction(call: Any) -> None:
     policy = Policy.parse('name = "again"\nextends = "balanced"\n[output]\nsevere = "regenerate"')
     model = GuardedChatModel(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import re
 from pathlib import Path
 
@@ -74,6 +75,19 @@ def test_a_category_may_have_words_of_its_own_and_they_are_inherited(tmp_path: P
 def test_refusals_that_cannot_be_meant_are_named(line: str, message: str) -> None:
     with pytest.raises(PolicyError, match=re.escape(message)):
         Policy.parse(f'name = "t"\n{line}')
+
+
+def test_a_language_that_is_not_there_is_refused_in_python_too() -> None:
+    with pytest.raises(PolicyError, match="'nl' is none of de, en"):
+        dataclasses.replace(Policy.load("balanced"), language="nl")
+
+
+@pytest.mark.parametrize("blank", ["", "  "])
+def test_blank_words_are_none(blank: str) -> None:
+    text = f'name = "t"\nextends = "strict"\nrefusal = "{blank}"\n[refusals]\nDrugs = "{blank}"'
+    policy = Policy.parse(text)
+    guard = Guard(FakeModerator({"x": (Severity.SEVERE, Category.DRUGS)}), policy)
+    assert refusal_text(guard.check("x"), policy).startswith(OPENINGS["en"])
 
 
 @pytest.mark.parametrize("language", LANGUAGES)

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import json
+import os
 import socket
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Iterator
@@ -482,3 +485,65 @@ def test_a_password_in_the_url_is_not_in_the_error(server: Server, status: int) 
     with pytest.raises(UpstreamError) as error:
         ask(OpenAICompatible(url, model="m"), "complete")
     assert "hush" not in str(error.value)
+
+
+class Echo(Handler):
+    """Keeps connections open, and answers with what was asked."""
+
+    protocol_version = "HTTP/1.1"
+
+    def do_POST(self) -> None:
+        body = json.loads(self.rfile.read(int(self.headers["content-length"])))
+        whole(body["messages"][-1]["content"])(self)
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork here")
+def test_forked_children_do_not_share_a_connection() -> None:
+    """Else one would read what was answered to another."""
+    script = """
+import os, sys
+from guardrail.upstream import OpenAICompatible
+def ask(model, text):
+    said = model.complete([{"role": "user", "content": text}]).text
+    assert said == text, f"{said} was answered to {text}"
+with OpenAICompatible(sys.argv[1], model="m", timeout=20) as model:
+    ask(model, "warm")
+    children = []
+    for name in ("alice", "bob", "carol"):
+        if (child := os.fork()) == 0:
+            for number in range(20):
+                ask(model, f"{name} {number}")
+            os._exit(0)
+        children.append(child)
+    ended = [os.waitpid(child, 0)[1] for child in children]
+    ask(model, "still there")
+print(ended)
+"""
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Echo)
+    with serving(server):
+        url = f"http://127.0.0.1:{server.server_address[1]}"
+        done = subprocess.run(
+            [sys.executable, "-c", script, url], capture_output=True, text=True, timeout=60
+        )
+    assert done.stdout == "[0, 0, 0]\n", done.stderr
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork here")
+def test_a_transport_that_was_made_before_a_fork_is_refused_in_the_child() -> None:
+    script = """
+import os, httpx
+from guardrail.errors import UpstreamError
+from guardrail.upstream import OpenAICompatible
+model = OpenAICompatible("http://127.0.0.1:9", model="m", transport=httpx.HTTPTransport())
+if os.fork() == 0:
+    try:
+        model.complete([{"role": "user", "content": "hi"}])
+    except UpstreamError as error:
+        print(error, flush=True)
+    os._exit(0)
+os.wait()
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", script], capture_output=True, text=True, timeout=60
+    )
+    assert "make it, and the OpenAICompatible, in the child" in done.stdout
