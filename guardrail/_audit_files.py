@@ -66,6 +66,11 @@ class Names:
     def torn(self) -> Path:
         return self.beside("torn")
 
+    def all(self, *, key: bool) -> list[Path]:
+        """Every file of the log that is there or may come, but the full ones to come."""
+        own = [self.log, self.head, self.lock, self.torn, *(path for _, path in self.full())]
+        return [*own, self.key] if key else own
+
     def full(self) -> list[tuple[int, Path]]:
         """The numbered files, oldest first, each with its number."""
         pattern = re.compile(re.escape(self.log.name) + r"\.(\d{6,})(\.gz)?\Z")

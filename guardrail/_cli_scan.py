@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
@@ -22,6 +23,7 @@ from guardrail._cli import (
     open_guard,
 )
 from guardrail._onnx import GPUS
+from guardrail._paths import mix_up, no_place, policy_files
 from guardrail.policy import Policy
 
 if TYPE_CHECKING:
@@ -78,14 +80,20 @@ def scan(
 ) -> None:
     """Judge every row of a file or a data set: each is written with `guardrail`, its verdict, or
     an `error`. Rows keep their order. The same command, run again after it was stopped, goes on."""
-    _check_options(engine, address, gpus_per_worker, device, report, output)
+    _check_options(engine, address, gpus_per_worker, device)
+    for option, path in (("--output", output), ("--report", report), ("--audit", audit)):
+        if path is not None and (problem := no_place(path)):
+            raise UsageError(f"{option} {problem}")
 
     from guardrail._render import console, summary
+    from guardrail._scan_source import open_source
     from guardrail.scan import Fields, Scan, ScanUsageError
 
     try:
+        found = open_source(source)
+        _keep_apart(found.files, policy, output, report, audit, audit_key)
         job = Scan(
-            source,
+            found,
             output,
             fields=Fields(prompt_field, tuple(response_field or ())),
             chunk=batch_size,
@@ -115,22 +123,37 @@ def scan(
         _write_report(report, tally, source, judge)
 
 
-def _check_options(
-    engine: str,
-    address: str | None,
-    gpus: float,
-    device: Device,
-    report: Path | None,
-    output: Path,
-) -> None:
+def _check_options(engine: str, address: str | None, gpus: float, device: Device) -> None:
     if engine == "local" and (address is not None or gpus):
         raise UsageError("--address and --gpus-per-worker are of --engine ray: add that")
     if engine == "ray" and device in GPUS and not gpus:
         raise UsageError(f"--device {device} needs GPUs from Ray: add --gpus-per-worker, 0.25 say")
-    if report is not None and not report.parent.is_dir():
-        raise UsageError(f"{report.parent}: no such folder: make it first")
-    if report is not None and (report.is_dir() or report.resolve() == output.resolve()):
-        raise UsageError(f"{report}: cannot be the report: give --report a file of its own")
+
+
+def _keep_apart(
+    source: Sequence[Path],
+    policy: str,
+    output: Path,
+    report: Path | None,
+    audit: Path | None,
+    audit_key: Path | None,
+) -> None:
+    """Before any of them is written. Raises UsageError."""
+    from guardrail._audit_files import Names
+    from guardrail.scan import files_of
+
+    read = {
+        "the input": source,
+        "the policy": policy_files(policy),
+        "--audit-key": [audit_key] if audit_key else [],
+    }
+    written = {
+        "--output": files_of(output),
+        "--audit": Names(audit).all(key=audit_key is None) if audit else [],
+        "--report": [report] if report else [],
+    }
+    if problem := mix_up(read, written):
+        raise UsageError(problem)
 
 
 def _local(model: str, policy: str, device: Device, workers: int | None) -> Engine:

@@ -24,6 +24,7 @@ from guardrail.errors import GuardrailError
 from guardrail.verdict import Pair, Verdict
 
 __all__ = [
+    "OWN",
     "Csv",
     "Fields",
     "Format",
@@ -32,13 +33,17 @@ __all__ = [
     "Row",
     "ScanError",
     "ScanUsageError",
+    "check_columns",
     "json_text",
     "line",
-    "need_column",
 ]
 
 # One verdict per judged field, named by the field; or what is wrong with the row.
 Outcome: TypeAlias = Mapping[str, Verdict] | str
+
+# What the output says of a row. What the input had there, an earlier scan's for a start, must not
+# pass for it.
+OWN = ("guardrail", "error")
 
 _NUMBERED = re.compile(r"response_(\d+)")
 _PEEK = 100  # lines of a JSONL file that are looked at for the names of its fields
@@ -226,8 +231,7 @@ class JsonLines(_Text):
         return b""
 
     def encode(self, row: Row, outcome: Outcome) -> bytes:
-        # A verdict of an earlier scan must not pass for one of this scan.
-        content = {key: value for key, value in row.content.items() if key != "guardrail"}
+        content = {key: value for key, value in row.content.items() if key not in OWN}
         return line(content | self.fields.to_json(outcome))
 
 
@@ -240,11 +244,9 @@ class Csv(_Text):
         for path in files[1:]:
             if self._header(path) != self._columns:
                 raise ScanUsageError(f"{path}: has other columns than {files[0]}")
-        need_column(files[0], fields, self._columns)
+        check_columns(files[0], fields, self._columns)
         self.fields = fields.resolve(self._columns)
-        self._written = self._columns + [
-            c for c in ("guardrail", "error") if c not in self._columns
-        ]
+        self._written = self._columns + [c for c in OWN if c not in self._columns]
 
     @staticmethod
     def _header(path: Path) -> list[str]:
@@ -253,8 +255,6 @@ class Csv(_Text):
             raise ScanUsageError(f"{path}: empty; the first line of a CSV names its columns")
         if any(map(_undecoded, columns)):
             raise ScanUsageError(f"{path}: its first line is not valid UTF-8: save it as UTF-8")
-        if len(set(columns)) < len(columns):
-            raise ScanUsageError(f"{path}: two columns have one name: {', '.join(columns)}")
         return columns
 
     def count(self) -> int:
@@ -281,7 +281,7 @@ class Csv(_Text):
         return self._encode(self._written)
 
     def encode(self, row: Row, outcome: Outcome) -> bytes:
-        cells = {**row.content, "guardrail": ""}
+        cells = {**row.content, **dict.fromkeys(OWN, "")}
         for key, value in self.fields.to_json(outcome).items():
             cells[key] = value if isinstance(value, str) else json_text(value)
         return self._encode([cells.get(column, "") for column in self._written])
@@ -305,8 +305,10 @@ def _records(path: Path) -> Iterator[list[str]]:
         raise _broken(path, error) from error
 
 
-def need_column(source: Path, fields: Fields, columns: Sequence[str]) -> None:
-    """Raises ScanUsageError where a named column is not there."""
+def check_columns(source: Path, fields: Fields, columns: Sequence[str]) -> None:
+    """Raises ScanUsageError where a named column is not there, or two have one name."""
+    if len(set(columns)) < len(columns):
+        raise ScanUsageError(f"{source}: two columns have one name: {', '.join(columns)}")
     for option, name in [("prompt", fields.prompt), *(("response", r) for r in fields.responses)]:
         if name not in columns:
             raise ScanUsageError(

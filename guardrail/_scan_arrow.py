@@ -9,15 +9,17 @@ from contextlib import closing
 from pathlib import Path
 from typing import Any
 
+from guardrail._paths import beside
 from guardrail._rows import (
+    OWN,
     Fields,
     Outcome,
     Row,
     ScanError,
     ScanUsageError,
+    check_columns,
     json_text,
     line,
-    need_column,
 )
 from guardrail.errors import require
 
@@ -25,7 +27,6 @@ __all__ = ["Arrow"]
 
 _READ = 256  # rows per batch while judging: these are in memory with their texts
 _WRITTEN = 8192  # rows per row group of the output
-_OWN = ("guardrail", "error")
 
 
 class Arrow:
@@ -44,9 +45,7 @@ class Arrow:
             if not _schema(path).equals(self._schema):
                 raise ScanUsageError(f"{path}: has another schema than {files[0]}")
         columns = self._schema.names
-        need_column(files[0], fields, columns)
-        if "error" in columns and self._schema.field("error").type != _text():
-            raise ScanUsageError(f"{files[0]}: its column 'error' is not of type string: rename it")
+        check_columns(files[0], fields, columns)
         self.fields = fields.resolve(columns)
         self._read = [c for c in (fields.prompt, *self.fields.responses) if c in columns]
 
@@ -76,7 +75,7 @@ class Arrow:
 
     def finish(self, partial: Path, output: Path) -> None:
         parquet = require("pyarrow.parquet", extra="scan")
-        whole = output.with_name(output.name + ".writing")
+        whole = beside(output, ".writing")
         schema = self._written()
         with (
             partial.open("rb") as outcomes,
@@ -96,10 +95,10 @@ class Arrow:
 
     def _written(self) -> Any:
         arrow = require("pyarrow", extra="scan")
-        kept = [field for field in self._schema if field.name not in _OWN]
+        kept = [field for field in self._schema if field.name not in OWN]
         # `datasets` takes the features from here, and these lack the two new columns.
         metadata = {k: v for k, v in (self._schema.metadata or {}).items() if k != b"huggingface"}
-        return arrow.schema([*kept, *(arrow.field(name, _text()) for name in _OWN)], metadata)
+        return arrow.schema([*kept, *(arrow.field(name, _text()) for name in OWN)], metadata)
 
 
 def _write_group(writer: Any, group: list[Any]) -> None:
@@ -113,10 +112,8 @@ def _with_outcomes(batch: Any, outcomes: Iterator[bytes], schema: Any) -> Any:
     arrow = require("pyarrow", extra="scan")
     found = [json.loads(next(outcomes)) for _ in range(batch.num_rows)]
     verdicts = [json_text(row["guardrail"]) if "guardrail" in row else None for row in found]
-    there = "error" in batch.schema.names
-    own = batch.column("error").to_pylist() if there else [None] * batch.num_rows
-    errors = [row.get("error", before) for row, before in zip(found, own, strict=True)]
-    columns = [batch.column(name) for name in schema.names if name not in _OWN]
+    errors = [row.get("error") for row in found]
+    columns = [batch.column(name) for name in schema.names if name not in OWN]
     columns += [arrow.array(verdicts, _text()), arrow.array(errors, _text())]
     return arrow.record_batch(columns, schema=schema)
 

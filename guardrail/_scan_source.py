@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from guardrail._rows import Csv, Fields, Format, JsonLines, ScanError, ScanUsageError
+from guardrail._rows import OWN, Csv, Fields, Format, JsonLines, ScanError, ScanUsageError
 from guardrail._scan_arrow import Arrow
 from guardrail.errors import require
 
@@ -62,6 +62,9 @@ def open_source(name: str) -> Source:
 def open_format(source: Source, output: Path, fields: Fields) -> Format:
     """The format of the files. Raises ScanUsageError where they have several, or the output's name
     says another; MissingExtra."""
+    for name in (fields.prompt, *fields.responses):
+        if name in OWN:
+            raise ScanUsageError(f"{source.name}: {name!r} is a scan's own name: rename the field")
     kinds = {_kind(path) for path in source.files}
     if len(kinds) > 1:
         raise ScanUsageError(f"{source.name}: has files of several formats: scan them one by one")

@@ -17,10 +17,11 @@ from typing import IO, Any
 
 from guardrail import __version__
 from guardrail._audit_files import AuditError
+from guardrail._paths import beside, mix_up, no_place
 from guardrail._rows import Fields, ScanError, ScanUsageError
 from guardrail._scan_audit import ScanAudit
 from guardrail._scan_local import Engine, Judged, LocalEngine
-from guardrail._scan_source import open_format, open_source
+from guardrail._scan_source import Source, open_format, open_source
 from guardrail._scan_tally import Tally
 from guardrail.audit import AuditLog
 
@@ -29,13 +30,27 @@ try:
 except ModuleNotFoundError:  # Windows: there two scans into one output are not kept apart
     fcntl = None  # type: ignore[assignment]
 
-__all__ = ["Engine", "Fields", "LocalEngine", "Scan", "ScanError", "ScanUsageError", "Tally"]
+__all__ = [
+    "Engine",
+    "Fields",
+    "LocalEngine",
+    "Scan",
+    "ScanError",
+    "ScanUsageError",
+    "Tally",
+    "files_of",
+]
+
+
+def files_of(output: Path) -> list[Path]:
+    """What a scan writes: its output, and what is beside that until it is complete."""
+    return [output, *(beside(output, s) for s in (".partial", ".partial.state", ".writing"))]
 
 
 class Scan:
     """One scan, checked for what can be told before a model is opened.
 
-    source: a file, a folder, or `hf:OWNER/NAME[:SPLIT]`; downloads that.
+    source: a file, a folder, or `hf:OWNER/NAME[:SPLIT]`, which is downloaded; or found already.
     chunk: rows written together, and lost at most (with a few read ahead) when the process dies.
     overwrite: replace an output that is there, and drop what another scan left behind.
     excerpts: keep the beginnings of the most harmful texts in the tally, for the report.
@@ -47,7 +62,7 @@ class Scan:
 
     def __init__(
         self,
-        source: str | Path,
+        source: str | Path | Source,
         output: Path,
         *,
         fields: Fields | None = None,
@@ -57,17 +72,18 @@ class Scan:
         audit: AuditLog | None = None,
     ) -> None:
         self.output = output
-        self.partial = output.with_name(output.name + ".partial")
-        self.state = output.with_name(output.name + ".partial.state")
+        self.partial = beside(output, ".partial")
+        self.state = beside(output, ".partial.state")
         self._chunk = chunk
         self._overwrite = overwrite
         self._excerpts = excerpts
         self._log = audit
         self._audit: ScanAudit | None = None
         self._check_output()
-        self.source = open_source(str(source))
-        if output.exists() and any(output.samefile(path) for path in self.source.files):
-            raise ScanUsageError(f"{output}: is the input itself: give another --output")
+        self.source = source if isinstance(source, Source) else open_source(str(source))
+        read = {"the input": self.source.files, "the audit log": [audit.path] if audit else []}
+        if problem := mix_up(read, {"--output": files_of(output)}):
+            raise ScanUsageError(problem)
         if output.exists() and not overwrite and self._whole() is None:
             raise self._is_there()
         self._format = open_format(self.source, output, fields or Fields())
@@ -160,10 +176,8 @@ class Scan:
     # --- what an earlier run left -----------------------------------------------------------------
 
     def _check_output(self) -> None:
-        if not self.output.parent.is_dir():
-            raise ScanUsageError(f"{self.output.parent}: no such folder: make it first")
-        if self.output.is_dir():
-            raise ScanUsageError(f"{self.output}: is a folder: name a file in it")
+        if problem := no_place(self.output):
+            raise ScanUsageError(problem)
 
     def _is_there(self) -> ScanUsageError:
         return ScanUsageError(
@@ -235,7 +249,7 @@ class Scan:
         data = {"scan": identity, "bytes": size, "complete": complete, "tally": tally.to_json()}
         if self._audit is not None:
             data["audit"] = self._audit.state
-        fresh = self.state.with_name(self.state.name + ".new")
+        fresh = beside(self.state, ".new")
         with fresh.open("wb") as file:
             file.write(json.dumps(data, indent=1).encode())
             _flush(file)

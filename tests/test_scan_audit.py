@@ -221,6 +221,7 @@ def test_check_and_scan_append_to_one_log_that_verifies_under_its_key(tmp_path: 
             ["--audit", "{}/nowhere/audit.jsonl"],
             "--audit {}/nowhere/audit.jsonl: the",
         ),
+        ("scan", ["--audit", "{}/nowhere/audit.jsonl"], "--audit {}/nowhere: no such folder"),
         ("scan", ["--audit", "{}"], "--audit {}: is a folder"),
         ("check", ["--audit-key", "{}/key"], "--audit-key is of --audit: add --audit LOG"),
         ("scan", ["--audit", "{}/a", "--audit-key", "{}/key"], "--audit {}/key: cannot be read"),

@@ -11,6 +11,8 @@ from pathlib import Path
 import pytest
 from scan_kit import read_rows, scan, stop_after, write_rows
 
+from guardrail.policy import Policy
+from guardrail.replay import replay
 from guardrail.scan import Fields, Scan, ScanError, ScanUsageError
 
 
@@ -95,8 +97,10 @@ def test_a_file_cut_short_is_an_error_and_not_a_short_output(tmp_path: Path) -> 
         ("in.csv", "", "out.csv", "names its columns"),
         ("in.csv", "a,b\n", "out.csv", "no column 'prompt'"),
         ("in.csv", "prompt,prompt\n", "out.csv", "one name"),
+        ("in.jsonl", "{}", ".", "is a folder"),
+        ("in.jsonl", "{}", "", "is a folder"),
         ("in.jsonl", "{}", "nowhere/out.jsonl", "no such folder"),
-        ("in.jsonl", "{}", "in.jsonl", "is the input itself"),
+        ("in.jsonl", "{}", "in.jsonl", "belongs to the input"),
     ],
 )
 def test_what_cannot_be_scanned_is_told_before_a_row_is_judged(
@@ -184,6 +188,63 @@ def test_parquet_keeps_nested_columns_metadata_and_large_row_groups(tmp_path: Pa
     assert out.schema.metadata[b"origin"] == b"here"
     assert b"huggingface" not in out.schema.metadata
     assert parquet.ParquetFile(tmp_path / "out.parquet").num_row_groups == 1
+
+
+def test_two_columns_of_one_name_are_told_and_leave_nothing(tmp_path: Path) -> None:
+    arrow, parquet = pytest.importorskip("pyarrow"), pytest.importorskip("pyarrow.parquet")
+    table = arrow.table([arrow.array(["a"]), arrow.array(["b"])], names=["prompt", "prompt"])
+    parquet.write_table(table, tmp_path / "in.parquet")
+    with pytest.raises(ScanUsageError, match="two columns have one name: prompt, prompt"):
+        scan(tmp_path / "in.parquet", tmp_path / "out.parquet")
+    assert [path.name for path in tmp_path.iterdir()] == ["in.parquet"]
+
+
+@pytest.mark.parametrize("suffix", [".jsonl", ".csv", ".parquet"])
+def test_what_an_earlier_scan_said_of_a_row_does_not_pass_for_this_ones(
+    suffix: str, tmp_path: Path
+) -> None:
+    rows = [
+        {"prompt": "a bomb", "error": "old", "guardrail": "old"},
+        {"prompt": "hello", "error": "old", "guardrail": "old"},
+        {"prompt": " ", "error": "old", "guardrail": "old"},
+    ]
+    source, output = tmp_path / f"in{suffix}", tmp_path / f"out{suffix}"
+    if suffix == ".parquet":
+        arrow, parquet = pytest.importorskip("pyarrow"), pytest.importorskip("pyarrow.parquet")
+        parquet.write_table(arrow.Table.from_pylist(rows), source)
+    elif suffix == ".csv":
+        source.write_text(
+            "".join(
+                f"{','.join(row)}\n"
+                for row in (["prompt", "error", "guardrail"], *(r.values() for r in rows))
+            )
+        )
+    else:
+        write_rows(source, rows)
+    with pytest.raises(KeyboardInterrupt):
+        scan(source, output, stop_after(1), chunk=1)
+    tally = scan(source, output, chunk=1)
+    assert (tally.rows, tally.errors) == (3, 1)
+    if suffix == ".parquet":
+        out = parquet.read_table(output).to_pylist()
+        nothing = [{"error": None}] * 2 + [{"guardrail": None}]
+    elif suffix == ".csv":
+        out = list(csv.DictReader(output.read_text().splitlines()))
+        nothing = [{"error": ""}] * 2 + [{"guardrail": ""}]
+    else:
+        out = read_rows(output)
+        nothing = [{}] * 3
+    for row, absent in zip(out, nothing, strict=True):
+        assert {k: row[k] for k in ("error", "guardrail") if not row.get(k) and k in row} == absent
+    assert [row.get("error") or None for row in out] == [None, None, "'prompt' is blank"]
+    replayed = replay(output, Policy.load("balanced"), {}, uncalibrated=True)
+    assert (replayed.rows, replayed.errors, replayed.malformed.rows) == (3, 1, 0)
+
+
+def test_a_field_that_a_scan_would_replace_is_not_judged(tmp_path: Path) -> None:
+    source = write_rows(tmp_path / "in.jsonl", [{"prompt": "hello", "error": "a bomb"}])
+    with pytest.raises(ScanUsageError, match="'error' is a scan's own name"):
+        Scan(source, tmp_path / "out.jsonl", fields=Fields("prompt", ("error",)))
 
 
 def test_several_parquet_files_are_one_input_and_must_agree(tmp_path: Path) -> None:

@@ -29,6 +29,7 @@ ROWS: list[object] = [
 ]
 ROWS[70] = {"id": 70, "prompt": None}
 ROWS[71] = ["not an object"]
+ROWS[72] = {"id": 72, "prompt": "hello", "error": "of an earlier scan"}
 
 
 @pytest.fixture(scope="module")
