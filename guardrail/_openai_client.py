@@ -5,29 +5,30 @@ the flows. Sync and async differ in their drivers alone.
 from __future__ import annotations
 
 import functools
-import re
 from collections.abc import AsyncGenerator, Generator, Mapping
 from typing import Any
 
 import httpx
-from openai import AsyncOpenAI, AsyncStream, ContentFilterFinishReasonError, OpenAI, Stream
+from openai import (
+    AsyncAzureOpenAI,
+    AsyncOpenAI,
+    AsyncStream,
+    AzureOpenAI,
+    ContentFilterFinishReasonError,
+    OpenAI,
+    Stream,
+)
 
 from guardrail._openai_chat import CHAT
 from guardrail._openai_events import RESPONSES
 from guardrail._openai_flow import Api, Ask, Flow, Give, Judging, T
+from guardrail._openai_paths import call_path, check_deployment, is_stored_response, passes
 from guardrail.conversation import Check, Close, Pull, Rules
 from guardrail.errors import GuardrailError
 from guardrail.guard import Guard
 
 __all__ = ["adrive", "arun", "guarded"]
 
-# Their answers hold nothing that a chat model says to a user now.
-_PASS = re.compile(
-    "(embeddings|models|files|moderations|audio|images|videos|fine_tuning|vector_stores|batches|"
-    "uploads|containers|evals|skills|organization|projects|safety|vaults|responses/input_tokens|"
-    "content_provenance_checks|webhook_endpoints|webhook_event_types)(/|$)"
-)
-_STORED = re.compile("responses/[^/]+")
 _RAW = "x-stainless-raw-response"
 
 
@@ -82,7 +83,7 @@ class _SyncGuarded(_Guarded):
         self, cast_to: Any, options: Any, *, stream: bool = False, stream_cls: Any = None
     ) -> Any:
         client, guard, rules = self._guardrail
-        call = _Call(options, stream)
+        call = _Call(client, options, stream)
         if call.api is None:
             return client.request(cast_to, options, stream=stream, stream_cls=stream_cls)
         ask: Ask = _run(call.read(rules), guard)
@@ -103,7 +104,7 @@ class _AsyncGuarded(_Guarded):
         self, cast_to: Any, options: Any, *, stream: bool = False, stream_cls: Any = None
     ) -> Any:
         client, guard, rules = self._guardrail
-        call = _Call(options, stream)
+        call = _Call(client, options, stream)
         if call.api is None:
             return await client.request(cast_to, options, stream=stream, stream_cls=stream_cls)
         ask: Ask = await arun(call.read(rules), guard)
@@ -125,19 +126,19 @@ class _Call:
     """One call of `request`, in the words of the API it is for. Raises GuardrailError where that
     API cannot be guarded."""
 
-    def __init__(self, options: Any, stream: bool) -> None:
+    def __init__(self, client: Any, options: Any, stream: bool) -> None:
         self._options = options
         method = options.method.upper()
-        path = options.url.partition("?")[0].strip("/")
+        path = call_path(options.url)
+        if isinstance(client, AzureOpenAI | AsyncAzureOpenAI):
+            for body in (options.json_data, options.extra_json):
+                check_deployment(body.get("model") if isinstance(body, Mapping) else None)
         self.api: Api | None = None
         if (method, path) == ("POST", "chat/completions"):
             self.api = CHAT
-        elif (method, path) == ("POST", "responses") or (
-            _STORED.fullmatch(path.removesuffix("/cancel"))
-            and method == ("POST" if path.endswith("/cancel") else "GET")
-        ):
+        elif (method, path) == ("POST", "responses") or is_stored_response(method, path):
             self.api = RESPONSES
-        elif method != "DELETE" and not _PASS.match(path):
+        elif not passes(method, path):
             raise GuardrailError(
                 f"{method} /{path} is not guarded: use chat.completions.create or "
                 "responses.create, or call it on the client that was given to guard_openai"
@@ -178,7 +179,7 @@ class _Call:
         if self._parser is None:
             return answer
         details = getattr(answer, "incomplete_details", None)
-        if details is not None and details.reason == "content_filter":
+        if getattr(details, "reason", None) == "content_filter":
             raise ContentFilterFinishReasonError()
         return self._parser(answer)
 
