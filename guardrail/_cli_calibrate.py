@@ -6,8 +6,9 @@ import hashlib
 import json
 import os
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
@@ -20,6 +21,7 @@ from guardrail._cli import (
     complain,
     model_folder,
 )
+from guardrail._paths import beside, mix_up, no_place, policy_files
 from guardrail.errors import GuardrailError
 from guardrail.policy import Policy
 from guardrail.taxonomy import Category, Direction, Severity
@@ -44,7 +46,14 @@ def calibrate(
             help="Rows with prompt[, response] and severity, categories, unsafe or is_safe.",
         ),
     ],
-    output: Annotated[Path, typer.Option("--output", help="Where the policy goes, TOML.")],
+    output: Annotated[
+        Path | None,
+        typer.Option(
+            "--output",
+            help="Where the policy goes, TOML; else to stdout, and a run that is stopped "
+            "starts anew.",
+        ),
+    ] = None,
     target_fpr: Annotated[
         float, typer.Option(help="Share of harmless texts that may be flagged.")
     ] = 0.01,
@@ -61,17 +70,21 @@ def calibrate(
     model: ModelOption = "small",
     device: DeviceOption = "auto",
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the output.")] = False,
-    as_json: Annotated[bool, typer.Option("--json", help="The report as JSON.")] = False,
+    as_json: Annotated[
+        bool, typer.Option("--json", help="The report as JSON, with the policy's text.")
+    ] = False,
 ) -> None:
     """Fit thresholds to your own labelled texts: at most a target share of the harmless ones is
     flagged; with --alpha, at most that share of the severe ones is delivered, with confidence
     1 - delta. Writes a policy that extends --policy, and says what it costs."""
-    _check(output, target_fpr, alpha, delta, overwrite=overwrite)
+    _check_shares(target_fpr, alpha, delta)
     base = Policy.load(policy)
+    _check_files(labelled, policy, output, overwrite=overwrite)
 
     from guardrail._calibrate import Goal
     from guardrail._calibrate import calibrate as fit
     from guardrail._labelled import LabelledFileError, read_labelled
+    from guardrail._policy_toml import extends_of, policy_toml
     from guardrail.moderator import OnnxModerator
 
     try:
@@ -84,11 +97,14 @@ def calibrate(
     goal = Goal(target_fpr, alpha, delta, Severity.from_label(harm))
     moderator = OnnxModerator(model_folder(model), device=device, locate=False)
     try:
-        seen = list(_judged(moderator, rows, output))
+        seen = list(_judged(moderator, rows, _partial(output)))
     except KeyboardInterrupt:
-        raise typer.Exit(
-            complain("interrupted: what was judged is safe; run the same command to go on", 130)
-        ) from None
+        what = "what was judged is safe; run the same command to go on"
+        if output is None:
+            what = "nothing is kept; with --output a run that is stopped goes on where it was"
+        raise typer.Exit(complain(f"interrupted: {what}", 130)) from None
+    except OSError as error:
+        raise UsageError(f"{_partial(output)}: cannot be written: {error.strerror}") from None
     try:
         fitted_policy, fitted = fit(
             base, dict(moderator.thresholds), list(zip(rows, seen, strict=True)), goal
@@ -96,26 +112,41 @@ def calibrate(
     except GuardrailError as error:
         raise UsageError(f"{labelled}: {error}") from None
     comment = _comment(labelled, moderator.id, len(rows), goal)
-    _write(output, policy, comment, fitted_policy, fitted)
-    _partial(output).unlink(missing_ok=True)
+    name = output.stem if output else labelled.name.partition(".")[0] or "calibrated"
+    text = _write(
+        output,
+        lambda folder: policy_toml(name, extends_of(policy, folder), comment, fitted),
+        fitted_policy,
+    )
     if as_json:
-        report = {"model": moderator.id, "rows": len(rows), "problems": problems}
+        report = {"model": moderator.id, "rows": len(rows), "problems": problems, "policy": text}
         print(json.dumps(report | {"directions": [f.to_json() for f in fitted]}, indent=1))
+        return
+    _show(fitted, goal, stderr=output is None)
+    if output is None:
+        print(text, end="")
     else:
-        _show(fitted, goal)
         print(f"wrote {output}: use it with --policy {output}")
 
 
-def _check(
-    output: Path, target_fpr: float, alpha: float | None, delta: float, *, overwrite: bool
-) -> None:
+def _check_shares(target_fpr: float, alpha: float | None, delta: float) -> None:
     for name, value in (("--target-fpr", target_fpr), ("--alpha", alpha), ("--delta", delta)):
         if value is not None and not 0 < value < 1:
             raise UsageError(f"{name}: a share between 0 and 1, both left out, not {value:g}")
+
+
+def _check_files(labelled: Path, policy: str, output: Path | None, *, overwrite: bool) -> None:
+    """Before any of them is written. Raises UsageError."""
+    if output is None:
+        if overwrite:
+            raise UsageError("--overwrite is of --output: add --output FILE")
+        return
+    read = {"the labelled rows": [labelled], "the policy": policy_files(policy)}
+    written = {"--output": [output, _partial(output), _draft(output)]}
+    if problem := no_place(output) or mix_up(read, written):
+        raise UsageError(problem)
     if output.exists() and not overwrite:
         raise UsageError(f"{output}: is there already: give another name, or --overwrite")
-    if not output.parent.is_dir():
-        raise UsageError(f"{output}: there is no folder {output.parent}")
 
 
 def _list_problems(path: Path, problems: Sequence[str]) -> None:
@@ -135,14 +166,13 @@ def _warn(message: str) -> None:
 # --- judging, resumed ----------------------------------------------------------------------------
 
 
-def _partial(output: Path) -> Path:
-    return output.with_name(output.name + ".partial")
+def _partial(output: Path | None) -> Path:
+    return Path(os.devnull) if output is None else beside(output, ".partial")
 
 
-def _judged(moderator: Moderator, rows: Sequence[Labelled], output: Path) -> Iterator[Assessment]:
-    """An assessment per row. What is judged is kept beside the output until that is written, and
+def _judged(moderator: Moderator, rows: Sequence[Labelled], path: Path) -> Iterator[Assessment]:
+    """An assessment per row. What is judged is kept at `path` until the output is written, and
     taken from there when the same rows are judged by the same model again."""
-    path = _partial(output)
     identity = _identity(moderator, rows)
     done = _read_partial(path, identity)
     yield from (_assessment(line) for line in done)
@@ -231,32 +261,38 @@ def _comment(labelled: Path, model: str, rows: int, goal: Goal) -> list[str]:
     ]
 
 
-def _write(
-    output: Path, base: str, comment: Sequence[str], expected: Policy, fitted: Sequence[Fitted]
-) -> None:
-    """In one step, after it was read back as what was meant."""
-    from guardrail._policy_toml import extends_of, policy_toml, read_back
-
-    text = policy_toml(output.stem, extends_of(base, output), comment, fitted)
-    draft = output.with_name(f".{output.name}.draft")
-    try:
-        draft.write_text(text, encoding="utf-8")
-        read_back(draft, expected)
-        os.replace(draft, output)
-    except OSError as error:
-        raise UsageError(f"{output}: cannot be written: {error}") from None
-    finally:
-        draft.unlink(missing_ok=True)
+def _draft(output: Path) -> Path:
+    return output.parent / f".{output.name}.draft"
 
 
-def _show(fitted: Sequence[Fitted], goal: Goal) -> None:
+def _write(output: Path | None, text_in: Callable[[Path], str], expected: Policy) -> str:
+    """The policy's text for its folder (of a policy that goes to stdout the current one), once it
+    was read back as what was meant; it becomes the output in one step. Raises UsageError."""
+    from guardrail._policy_toml import read_back
+
+    with TemporaryDirectory() if output is None else nullcontext(output.parent) as folder:
+        draft = _draft(output or Path(folder, "policy"))
+        try:
+            draft.write_text(text_in(Path(folder)), encoding="utf-8")
+            read_back(draft, expected)
+            if output is not None:
+                os.replace(draft, output)
+                _partial(output).unlink(missing_ok=True)
+        except OSError as error:
+            raise UsageError(f"{output or folder}: cannot be written: {error}") from None
+        finally:
+            draft.unlink(missing_ok=True)
+    return text_in(Path() if output is None else output.parent)
+
+
+def _show(fitted: Sequence[Fitted], goal: Goal, *, stderr: bool) -> None:
     from rich import box
     from rich.table import Table
     from rich.text import Text
 
     from guardrail._render import console
 
-    out = console()
+    out = console(stderr=stderr)
     for found in fitted:
         table = Table(title=found.direction.value, title_justify="left", box=box.SIMPLE_HEAD)
         for column in ("of the texts labelled", "n", "before", "after", "95 % interval"):

@@ -15,11 +15,13 @@ from guardrail.taxonomy import Category, Direction, Severity
 __all__ = ["extends_of", "policy_toml", "read_back"]
 
 
-def extends_of(policy: str, output: Path) -> str:
-    """What `extends` says in a file at `output`: a preset, or the way to another file."""
+def extends_of(policy: str, folder: Path) -> str:
+    """What `extends` says in a file of this folder: a preset, or the way to another file."""
     if policy in PRESETS:
         return policy
-    return Path(os.path.relpath(policy, output.parent)).as_posix()
+    # A way up leads out of where a folder is, not out of a link to it.
+    file = os.path.join(os.path.realpath(os.path.dirname(policy)), os.path.basename(policy))
+    return Path(os.path.relpath(file, os.path.realpath(folder))).as_posix()
 
 
 def policy_toml(name: str, extends: str, comment: Sequence[str], fitted: Sequence[Fitted]) -> str:

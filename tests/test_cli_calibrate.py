@@ -19,7 +19,7 @@ import guardrail
 from guardrail import Category, Direction, Guard, Policy, Severity
 from guardrail._calibrate import CalibrationError, Goal, Row, calibrate
 from guardrail._labelled import Labelled, LabelledFileError, read_labelled
-from guardrail._policy_toml import policy_toml, read_back
+from guardrail._policy_toml import extends_of, policy_toml, read_back
 from guardrail.moderator import OnnxModerator
 from guardrail.policy import Thresholds
 from guardrail.verdict import Assessment, Pair
@@ -277,6 +277,38 @@ def test_a_policy_file_can_be_what_it_extends(tmp_path: Path) -> None:
     assert done.returncode == 0, done.stderr
     assert 'extends = "../base.toml"' in output.read_text()
     assert Policy.load(output).input.actions[Severity.MINOR].value == "flag"
+
+
+def test_without_an_output_the_policy_is_all_of_stdout_and_the_report_is_on_stderr(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    source = write(tmp_path / "rows.jsonl", prompts(30))
+    (tmp_path / "base.toml").write_text('name = "base"\nextends = "strict"\n')
+    for base in ("balanced", "base.toml"):
+        done = run("rows.jsonl", "--target-fpr", "0.2", "--policy", base)
+        assert done.returncode == 0, done.stderr
+        assert b"harmless flagged" in done.stderr
+        assert sorted(tmp_path.iterdir()) == [tmp_path / "base.toml", source]
+        (tmp_path / "mine.toml").write_bytes(done.stdout)
+        assert Policy.load("mine.toml").name == "rows"
+        assert f'extends = "{base}"'.encode() in done.stdout
+        to_file = run("rows.jsonl", "--target-fpr", "0.2", "--policy", base, "--output",
+                      "rows.toml", "--json")  # fmt: skip
+        assert (tmp_path / "rows.toml").read_bytes() == done.stdout
+        assert json.loads(to_file.stdout)["policy"] == done.stdout.decode()
+        for path in ("rows.toml", "mine.toml"):
+            (tmp_path / path).unlink()
+
+
+def test_a_policy_is_found_from_an_output_behind_a_link(tmp_path: Path) -> None:
+    (tmp_path / "far" / "away").mkdir(parents=True)
+    (tmp_path / "near").symlink_to(tmp_path / "far" / "away")
+    base = tmp_path / "base.toml"
+    base.write_text('name = "base"\nextends = "strict"\n')
+    at = tmp_path / "near" / "mine.toml"
+    at.write_text(f'name = "x"\nextends = "{extends_of(str(base), at.parent)}"\n')
+    assert Policy.load(at).input == Policy.load("strict").input
 
 
 def test_a_killed_run_goes_on_and_ends_like_an_unbroken_one(tmp_path: Path) -> None:

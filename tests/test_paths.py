@@ -93,6 +93,30 @@ def test_a_folder_is_no_file_to_write(option: str, path: str, folder: Path) -> N
     assert line == f"error: {option} {path or '.'}: is a folder: name a file in it"
 
 
+@pytest.mark.parametrize(
+    ("output", "says"),
+    [
+        ("mine.toml", "mine.toml: cannot be --output, since it belongs to the policy"),
+        ("./mine.toml", "belongs to the policy"),
+        ("base.toml", "belongs to the policy"),
+        ("soft-base.toml", "belongs to the policy"),
+        ("in.jsonl", "belongs to the labelled rows"),
+        ("hard-in.jsonl", "belongs to the labelled rows"),
+        (".", ".: is a folder: name a file in it"),
+        ("", ".: is a folder: name a file in it"),
+        ("/", "/: is a folder: name a file in it"),
+        ("nowhere/p.toml", "nowhere: no such folder: make it first"),
+        (None, "--overwrite is of --output"),
+    ],
+)
+def test_a_calibration_writes_over_nothing_it_reads(
+    output: str | None, says: str, folder: Path
+) -> None:
+    args = ["in.jsonl", "--target-fpr", "0.2", "--policy", "mine.toml", "--overwrite"]
+    args += [] if output is None else ["--output", output]
+    assert says in refused(folder, "calibrate", *args)
+
+
 def test_a_scan_from_python_does_not_replace_its_own_log(folder: Path) -> None:
     with pytest.raises(ScanUsageError, match="belongs to the audit log"):
         Scan("in.jsonl", Path("log.jsonl"), overwrite=True, audit=AuditLog("log.jsonl"))
