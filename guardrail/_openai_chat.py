@@ -28,6 +28,8 @@ from guardrail._openai_flow import (
     judge_strings,
     judge_text,
     known,
+    list_of,
+    of_upstream,
 )
 from guardrail.conversation import Close, Pull, Rules
 from guardrail.verdict import Verdict
@@ -43,7 +45,12 @@ def _read(body: Mapping[str, Any], rules: Rules) -> Judging[Ask]:
         raise ValueError(
             "logprobs spell out text before it is judged: ask for them without stream=True"
         )
-    if "audio" in (body.get("modalities") or ()):
+    n, stream_options = body.get("n"), body.get("stream_options")
+    if n is not None and (not isinstance(n, int) or isinstance(n, bool) or n < 1):
+        raise ValueError("n must be a whole number, 1 or more")
+    if not isinstance(stream_options, Mapping | None):
+        raise ValueError("stream_options must be a dict")
+    if "audio" in list_of(body, "modalities"):
         raise ValueError("only text can be judged: leave 'audio' out of modalities")
     turns, prompt, verdict, ok = yield from judge_messages(messages, rules)
     return Ask({**body, "messages": turns}, prompt, verdict, ok, rules)
@@ -52,6 +59,7 @@ def _read(body: Mapping[str, Any], rules: Rules) -> Judging[Ask]:
 # --- whole ---------------------------------------------------------------------------------------
 
 
+@of_upstream
 def _judge(ask: Ask, completion: ChatCompletion) -> Judging[ChatCompletion]:
     choices: list[Choice] = []
     for choice in completion.choices or []:
@@ -201,6 +209,7 @@ class _Part:
         return Give(known(chunk, choices=[choice], usage=None))
 
 
+@of_upstream
 def _stream(ask: Ask) -> Flow:
     parts: dict[int, _Part] = {}
     last: ChatCompletionChunk | None = None

@@ -22,7 +22,17 @@ from openai.types.responses import (
     ResponseTextDoneEvent,
 )
 
-from guardrail._openai_flow import Api, Ask, Flow, Gate, Give, judge_strings, known, strings
+from guardrail._openai_flow import (
+    Api,
+    Ask,
+    Flow,
+    Gate,
+    Give,
+    judge_strings,
+    known,
+    of_upstream,
+    strings,
+)
 from guardrail._openai_responses import (
     empty_response,
     incomplete,
@@ -45,6 +55,7 @@ _INDICES = ("output_index", "content_index", "summary_index", "sequence_number")
 _FIELDS = {"output_text": "text", "refusal": "refusal"}
 
 
+@of_upstream
 def _stream(ask: Ask) -> Flow:
     stream = _Stream(ask)
     while (event := (yield Pull())) is not None:

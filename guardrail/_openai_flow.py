@@ -6,11 +6,12 @@ A flow is a generator that yields steps and is sent what came of them; `_openai_
 from __future__ import annotations
 
 import dataclasses
+import functools
 import json
 import sys
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, TypeVar
+from typing import Any, ParamSpec, TypeVar
 
 from guardrail.chat_model import Message
 from guardrail.conversation import (
@@ -22,7 +23,7 @@ from guardrail.conversation import (
     message_text,
     read_messages,
 )
-from guardrail.errors import Blocked
+from guardrail.errors import Blocked, GuardrailError, UpstreamError
 from guardrail.refusals import refusal_text
 from guardrail.stream import Judge, Need, Release, Stop, StreamConfig, stream_gate
 from guardrail.taxonomy import Direction
@@ -37,11 +38,15 @@ __all__ = [
     "judge_strings",
     "judge_text",
     "known",
+    "list_of",
+    "of_upstream",
     "strings",
     "whole",
 ]
 
 T = TypeVar("T")
+S = TypeVar("S")
+P = ParamSpec("P")
 # Made by the API, never by the model; noise to a moderator.
 _OPAQUE = {"id", "call_id", "item_id", "encrypted_content", "index", "status", "type"}
 _MODEL_MADE = {"arguments", "input"}  # in these, every name and value is the model's
@@ -92,6 +97,36 @@ class Api:
     stream: Callable[[Ask], Flow]
     refused: Callable[[Ask], Any]
     refused_stream: Callable[[Ask], Iterable[Any]]
+
+
+def of_upstream(
+    flow: Callable[P, Generator[S, Any, T]],
+) -> Callable[P, Generator[S, Any, T]]:
+    """The door of what an API says. The `openai` package builds its objects from any JSON without
+    a look at it, so that a flow may meet anything in any place: what it cannot read is an
+    UpstreamError, the cause of which says where."""
+
+    @functools.wraps(flow)
+    def guarded(*args: P.args, **options: P.kwargs) -> Generator[S, Any, T]:
+        try:
+            return (yield from flow(*args, **options))
+        except GuardrailError:
+            raise
+        except Exception as error:  # of the flow alone: it does nothing but read
+            raise UpstreamError(
+                "the API's answer does not have the shape that its kind has, so that it cannot be "
+                f"judged ({type(error).__name__}): look at what it says without the guard"
+            ) from error
+
+    return guarded
+
+
+def list_of(body: Mapping[str, Any], name: str) -> Sequence[Any]:
+    """The list under `name` in a request; none is an empty one. Raises ValueError."""
+    value = body.get(name)
+    if not isinstance(value, list | tuple | None):
+        raise ValueError(f"{name} must be a list, not {type(value).__name__}")
+    return value or ()
 
 
 def judge_messages(

@@ -12,7 +12,16 @@ from typing import Any
 
 from openai.types.responses import Response, ResponseOutputMessage, ResponseOutputText
 
-from guardrail._openai_flow import Ask, Judging, judge_messages, judge_strings, judge_text, known
+from guardrail._openai_flow import (
+    Ask,
+    Judging,
+    judge_messages,
+    judge_strings,
+    judge_text,
+    known,
+    list_of,
+    of_upstream,
+)
 from guardrail.chat_model import Message
 from guardrail.conversation import Rules
 from guardrail.verdict import Verdict
@@ -56,9 +65,8 @@ NOT_USER_TEXT = READABLE | TEXTLESS | {"computer_call_output"}
 def read_request(body: Mapping[str, Any], rules: Rules) -> Judging[Ask]:
     if body.get("prompt"):
         raise ValueError("a stored prompt cannot be judged: pass its text as input")
-    if body.get("stream") and (
-        body.get("top_logprobs") or "message.output_text.logprobs" in (body.get("include") or ())
-    ):
+    spelled = "message.output_text.logprobs" in list_of(body, "include")
+    if body.get("stream") and (body.get("top_logprobs") or spelled):
         raise ValueError(
             "logprobs spell out text before it is judged: ask for them without stream=True"
         )
@@ -83,7 +91,7 @@ def _message(at: int, item: Any) -> Message:
         raise ValueError(f"input item {at} must be a dict")
     kind = item.get("type", "message")
     if kind != "message":
-        if kind not in NOT_USER_TEXT:
+        if not isinstance(kind, str) or kind not in NOT_USER_TEXT:
             raise ValueError(f"input item {at} is of type {kind!r}, which cannot be judged")
         return {"role": "tool", "content": None}
     content = item.get("content")
@@ -100,6 +108,7 @@ def _part(part: Any) -> Any:
     return part
 
 
+@of_upstream
 def judge_response(ask: Ask, response: Response) -> Judging[Response]:
     """The response as it may go out; its `guardrail_output` is the strongest verdict."""
     output = []

@@ -26,6 +26,7 @@ from openai.types.responses import Response, ResponseIncompleteEvent
 from pydantic import BaseModel
 
 from guardrail import Blocked, Category, Guard, GuardrailError, Policy, Severity
+from guardrail.errors import UpstreamError
 from guardrail.openai import guard_openai
 from guardrail.stream import StreamConfig
 from guardrail.testing import FakeModerator, leaked_chars
@@ -101,7 +102,8 @@ class Server:
                 if i == self.dies_after:
                     raise ConnectionResetError("the server dies here")
                 await asyncio.sleep(self.pause)
-                name = f"event: {event['type']}\n" if "type" in event else ""
+                known = isinstance(event, dict) and isinstance(event.get("type"), str)
+                name = f"event: {event['type']}\n" if known else ""
                 yield f"{name}data: {json.dumps(event)}\n\n"
                 self.sent += 1
             yield "data: [DONE]\n\n"
@@ -794,7 +796,15 @@ def test_everything_else_passes_and_the_given_client_stays_as_it_was(server: Ser
         ({"messages": "bomb"}, "must be a list"),
         ({**user(), "stream": True, "logprobs": True}, "logprobs"),
         ({**user(), "modalities": ["text", "audio"]}, "audio"),
+        ({**user(), "modalities": 5}, "modalities must be a list"),
+        ({**user(), "modalities": True, "stream": True}, "modalities must be a list"),
+        ({**user("bomb"), "n": "2"}, "n must be a whole number"),
+        ({**user("bomb"), "n": True, "stream": True}, "n must be a whole number"),
+        ({**user("bomb"), "stream_options": "all", "stream": True}, "stream_options must be"),
         ({"input": [{"type": "hologram"}]}, "'hologram', which cannot be judged"),
+        ({"input": [{"type": ["a"]}]}, "which cannot be judged"),
+        ({"input": "hi", "include": 5}, "include must be a list"),
+        ({"input": "hi", "include": 5, "stream": True}, "include must be a list"),
         ({"prompt": {"id": "pmpt_1", "variables": {"x": "bomb"}}}, "stored prompt"),
         ({"input": "hi", "stream": True, "top_logprobs": 2}, "logprobs"),
     ],
@@ -845,6 +855,100 @@ def test_a_stream_that_dies_raises_and_gives_nothing_unjudged(
     with pytest.raises(Exception) as error:  # noqa: PT011 - its module is asked below
         call(how, server, path, **request, stream=True)
     assert type(error.value).__module__.split(".")[0] in ("openai", "httpx", "httpx2")
+
+
+@ways
+@streamed
+@pytest.mark.parametrize(
+    "choices", [[None], "abc", 5, [{"index": 0}], [{"index": 0, "message": 3}]]
+)
+def test_a_completion_of_another_shape_is_an_upstream_error(
+    server: Server, how: str, stream: bool, choices: Any
+) -> None:
+    server.body = {"id": "x", "object": "chat.completion", "model": "m", "choices": choices}
+    if stream:
+        if choices == [{"index": 0}]:  # a chunk may leave its delta out
+            choices = [{"index": []}]
+        choices = json.loads(json.dumps(choices).replace("message", "delta"))
+        server.events = [{**server.body, "choices": choices}]
+    with pytest.raises(UpstreamError, match="does not have the shape") as error:
+        call(how, server, CHAT, **user(), stream=stream)
+    assert "\n" not in str(error.value)
+
+
+@ways
+def test_a_response_of_another_shape_is_an_upstream_error(server: Server, how: str) -> None:
+    server.body = {"id": "x", "object": "response", "output": 5}
+    with pytest.raises(UpstreamError, match="does not have the shape"):
+        call(how, server, RESPONSES, input="hi")
+    server.events = [{"type": "response.output_item.added", "output_index": 0, "item": None}]
+    with pytest.raises(UpstreamError, match="does not have the shape"):
+        call(how, server, RESPONSES, input="hi", stream=True)
+
+
+JUNK = st.recursive(
+    st.none()
+    | st.booleans()
+    | st.integers(-2, 2)
+    | st.sampled_from(["", "bomb", "x", 1.5, 10**30]),
+    lambda inner: (
+        st.lists(inner, max_size=2)
+        | st.dictionaries(st.sampled_from(["index", "type", "text", "content"]), inner, max_size=2)
+    ),
+    max_leaves=4,
+)
+
+
+def places(value: Any, at: tuple[Any, ...] = ()) -> list[tuple[Any, ...]]:
+    """The path of each value in JSON data."""
+    if not isinstance(value, dict | list):
+        return [at]
+    inner = value.items() if isinstance(value, dict) else enumerate(value)
+    return [at, *(place for name, part in inner for place in places(part, (*at, name)))]
+
+
+def replaced(value: Any, at: tuple[Any, ...], junk: Any) -> Any:
+    if not at:
+        return junk
+    copy = dict(value) if isinstance(value, dict) else list(value)
+    copy[at[0]] = replaced(value[at[0]], at[1:], junk)
+    return copy
+
+
+def said(answer: Any) -> str:
+    """What a caller would show of an answer: texts and arguments, whole or in pieces."""
+    found = []
+    for item in answer if isinstance(answer, list) else [answer]:
+        choices = getattr(item, "choices", None) or []
+        found += [getattr(choice, "message", None) or choice.delta for choice in choices]
+        found += [getattr(item, "delta", None)]
+        for one in getattr(item, "output", None) or []:
+            found += [getattr(one, "arguments", None)]
+            found += [getattr(part, "text", None) for part in getattr(one, "content", None) or []]
+    return " ".join(str(getattr(one, "content", one)) for one in found)
+
+
+@given(data=st.data(), how=st.sampled_from(["sync", "async"]), stream=st.booleans())
+@pytest.mark.parametrize("path", [CHAT, RESPONSES])
+@settings(max_examples=60, deadline=None, phases=NO_SHRINKING)
+def test_whatever_json_an_api_sends_is_judged_or_a_clear_error(
+    the_server: Server, path: str, data: st.DataObject, how: str, stream: bool
+) -> None:
+    the_server.reset()
+    chat_says(the_server, "fine. ", "well. ", tool_calls=[tool_call('{"q": "x"}')])
+    if path == RESPONSES:
+        response_says(the_server, message_item("fine. "), call_item('{"q": "x"}'))
+    sent: Any = the_server.events if stream else the_server.body
+    for _ in range(data.draw(st.integers(1, 2))):
+        at = data.draw(st.sampled_from(places(sent)[stream:]))  # a stream is a list of events
+        sent = replaced(sent, at, data.draw(JUNK))
+    the_server.body, the_server.events = ({}, sent) if stream else (sent, [])
+    request = {**user(), "n": 2} if path == CHAT else {"input": "hi"}
+    try:
+        answer = call(how, the_server, path, **request, stream=stream)
+    except (GuardrailError, openai.APIError):
+        return
+    assert leaked_chars(said(answer), ["bomb"]) == 0
 
 
 def test_an_api_error_comes_through_as_it_is(server: Server) -> None:
