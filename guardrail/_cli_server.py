@@ -6,6 +6,7 @@ import datetime
 import json
 import os
 import tempfile
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -115,6 +116,10 @@ def keys_new(
     """Make an API key. It is shown now and never again: only its hash is stored."""
     from guardrail._server_keys import hash_key, key_entry, new_key
 
+    named = [("--name", name), ("--policy", policy)]
+    named += [("--may-choose", one) for one in may_choose or []]
+    named += [("--model", one) for one in model or []]
+    _check_key(named, expires)
     key = new_key()
     entry = key_entry(
         name,
@@ -135,6 +140,20 @@ def keys_new(
         print(f"Its hash was added to {config}; restart the server to let it in.")
     else:
         print(f"For the server's config file:\n\n{entry}", end="")
+
+
+def _check_key(named: Sequence[tuple[str, str | None]], expires: datetime.datetime | None) -> None:
+    """Raises UsageError for what `serve` would not read, and for a key that could not be used."""
+    from guardrail._server_keys import is_name
+
+    for option, text in named:
+        if text is not None and not is_name(text):
+            raise UsageError(f"{option} {text!r}: a name is one line of 1 to 200 characters")
+    today = datetime.datetime.now(datetime.UTC).date()
+    if expires is not None and expires.date() < today:
+        raise UsageError(
+            f"--expires {expires.date()}: is past, today is {today} (UTC): name a day to come"
+        )
 
 
 def _add(path: Path, entry: str) -> None:

@@ -128,9 +128,22 @@ def grid(policy: Policy, *, every: bool) -> Group:
         Text(printable(policy.description)),
         Text(f"when no assessment could be had (on_error): {policy.on_error.value}: {fails}"),
         Text(f"text the model cannot read (unreadable): {policy.unreadable.value}"),
+        *_refusal_lines(policy),
         Text("≥ is a threshold of this policy; where there is none, the model's own counts"),
     ]
     return Group(*(note for note in notes if note.plain), table)
+
+
+def _refusal_lines(policy: Policy) -> list[Text]:
+    """What a refusal says, as far as it is not the default."""
+    said = {}
+    if policy.language != Policy("").language:
+        said["language of the refusals (language)"] = policy.language
+    if policy.refusal:
+        said["said in place of every refusal (refusal)"] = policy.refusal
+    for category, words in policy.refusals.items():
+        said[f"said where {category.value} leads (refusals)"] = words
+    return [Text(f"{what}: {printable(words)}") for what, words in said.items()]
 
 
 def _has_own_row(rules: Rules, category: Category) -> bool:

@@ -10,13 +10,15 @@ import datetime
 import hashlib
 import hmac
 import json
+import re
 import secrets
 from collections.abc import Iterable, Sequence
 from typing import Protocol, TypeVar
 
-__all__ = ["HASH", "find_key", "hash_key", "key_entry", "new_key"]
+__all__ = ["HASH", "find_key", "hash_key", "is_name", "key_entry", "new_key"]
 
 HASH = r"sha256:[0-9a-f]{64}"
+_UNNAMEABLE = r"[\x00-\x1f\x7f\ud800-\udfff]"  # control characters, and no characters
 
 
 class Hashed(Protocol):
@@ -40,6 +42,11 @@ def new_key() -> str:
 def hash_key(key: str) -> str:
     """What is stored of a key: `sha256:` and 64 hex digits."""
     return f"sha256:{hashlib.sha256(key.encode('utf-8', 'surrogateescape')).hexdigest()}"
+
+
+def is_name(text: str) -> bool:
+    """Whether a config file may name a key, a policy or a model so; not blank, and writable."""
+    return bool(text.strip()) and len(text) <= 200 and re.search(_UNNAMEABLE, text) is None
 
 
 def find_key(token: str, keys: Iterable[KeyT], today: datetime.date) -> KeyT | None:

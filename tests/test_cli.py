@@ -210,6 +210,20 @@ def test_policy_show_lists_the_rows_that_differ_and_all_on_request(tmp_path: Pat
     assert all(whole.count(category.value) == len(Direction) for category in Category)
 
 
+def test_policy_show_says_what_refusals_say_where_that_is_not_the_default(tmp_path: Path) -> None:
+    policy = tmp_path / "mine.toml"
+    policy.write_text(
+        'name = "mine"\nextends = "balanced"\nlanguage = "fr"\nrefusal = "Ask the\\ndesk."\n'
+        '[refusals]\n"Drugs" = "Call us.\\u001b[2J"\n'
+    )
+    shown = CliRunner().invoke(app, ["policy", "show", str(policy)]).stdout.splitlines()
+    assert "language of the refusals (language): fr" in shown
+    assert "said in place of every refusal (refusal): Ask the desk." in shown
+    assert "said where Drugs leads (refusals): Call us.\\u001b[2J" in shown
+    preset = CliRunner().invoke(app, ["policy", "show", "balanced"]).stdout
+    assert "refusal" not in preset
+
+
 @pytest.mark.parametrize(
     ("text", "says"),
     [

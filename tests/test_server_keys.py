@@ -18,7 +18,7 @@ from server_kit import ChatApi, serving
 from typer.testing import CliRunner
 
 from guardrail._server_config import Key, load_settings
-from guardrail._server_keys import find_key, hash_key, key_entry, new_key
+from guardrail._server_keys import find_key, hash_key, is_name, key_entry, new_key
 from guardrail.cli import app
 
 TODAY = datetime.date(2026, 1, 15)
@@ -92,7 +92,6 @@ def test_a_new_file_with_keys_is_for_its_owner_alone(tmp_path: Path) -> None:
     [
         (["--name", "app"], "line 6: key 'keys[2].name': key 1 has the same name"),
         (["--name", "b", "--policy", "strikt"], "did you mean 'strict'?"),
-        (["--name", ""], "key 'keys[2].name'"),
     ],
 )
 def test_what_would_not_be_read_is_not_written(tmp_path: Path, args: list[str], said: str) -> None:
@@ -106,6 +105,31 @@ def test_what_would_not_be_read_is_not_written(tmp_path: Path, args: list[str], 
     assert done.stdout == ""
     assert path.read_text() == before
     assert list(tmp_path.iterdir()) == [path]
+
+
+@given(st.text(max_size=210))
+def test_a_name_that_is_taken_is_one_that_the_server_reads(name: str) -> None:
+    if is_name(name):
+        (entry,) = tomllib.loads(key_entry(name, hash_key("k"), models=[name]))["keys"]
+        assert Key.model_validate(entry).name == name
+
+
+@pytest.mark.parametrize("option", ["--name", "--policy", "--may-choose", "--model"])
+@pytest.mark.parametrize("text", ["", " ", "a\nb", "x" * 201, "\udcff"])
+def test_a_name_that_the_server_would_not_read_makes_no_key(option: str, text: str) -> None:
+    done = keys_new(f"{option}={text}")
+    assert (done.exit_code, done.stdout) == (2, "")
+    assert f"{option} {text!r}: a name is one line of 1 to 200 characters" in done.stderr
+
+
+def test_a_key_that_has_expired_already_is_not_made(tmp_path: Path) -> None:
+    today = datetime.datetime.now(datetime.UTC).date()
+    for path in ([], ["--config", str(tmp_path / "guardrail.toml")]):
+        done = keys_new("--expires", str(today - datetime.timedelta(1)), *path)
+        assert (done.exit_code, done.stdout) == (2, "")
+        assert "is past" in done.stderr
+        assert list(tmp_path.iterdir()) == []
+    assert keys_new("--expires", str(today + datetime.timedelta(1))).exit_code == 0
 
 
 # --- what a key may do ---------------------------------------------------------------------------
