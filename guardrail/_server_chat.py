@@ -14,13 +14,13 @@ from typing import Any
 
 from openai import AsyncStream
 from openai.types.chat import ChatCompletion, ChatCompletionChunk
-from starlette.responses import JSONResponse, Response
+from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
 from guardrail._openai_chat import CHAT
 from guardrail._openai_client import adrive, arun
 from guardrail._openai_flow import Ask
-from guardrail._server_errors import ApiError
+from guardrail._server_errors import ApiError, Json, json_bytes
 from guardrail._server_limits import Disconnected, paced, while_connected
 from guardrail._server_metrics import Metrics
 from guardrail._server_telemetry import RECORD, Span
@@ -42,6 +42,25 @@ def check_body(body: Mapping[str, Any], choices: int) -> None:
         raise ApiError(400, f"'n' must be a number from 1 to {choices}", param="n")
     if not isinstance(stream, bool | None):
         raise ApiError(400, "'stream' must be true or false", param="stream")
+    for name, value in body.items():
+        if not _is_sendable([name, value]):
+            raise ApiError(
+                400,
+                "the text holds half of a surrogate pair (a character that was cut in two), or is "
+                "nested too deeply, so that it cannot be sent on as JSON: cut texts between "
+                "characters",
+                param=name,
+            )
+
+
+def _is_sendable(value: Any) -> bool:
+    """Whether the upstream's client can encode it. What it cannot is the caller's fault, and not
+    replaced: what is sent is to be what was judged, and what was asked."""
+    try:
+        json.dumps(value, ensure_ascii=False).encode()
+    except (ValueError, RecursionError):
+        return False
+    return True
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -200,7 +219,7 @@ class EventStream(Response):
         if record := RECORD.get():
             record.error = error.code
         if not self._begun:
-            answer = JSONResponse(error.body(), error.status, error.headers)
+            answer = Json(error.body(), error.status, error.headers)
             await answer(scope, receive, send)
             return
         try:
@@ -224,4 +243,4 @@ class EventStream(Response):
 
 
 def _event(data: Mapping[str, Any]) -> bytes:
-    return b"data: " + json.dumps(data, ensure_ascii=False).encode(errors="replace") + b"\n\n"
+    return b"data: " + json_bytes(data) + b"\n\n"

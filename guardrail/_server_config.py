@@ -163,9 +163,12 @@ class Settings(_Table):
         return self.default_upstream
 
 
-def load_settings(path: Path | None = None, overrides: Mapping[str, Any] | None = None) -> Settings:
+def load_settings(
+    path: str | Path | None = None, overrides: Mapping[str, Any] | None = None
+) -> Settings:
     """Settings of a TOML file, or the defaults, with `overrides` (top-level keys; of a table, its
     own keys) over them. Raises ConfigError with everything that is wrong."""
+    path = None if path is None else Path(path)
     source = _Source.read(path)
     data = {**source.data}
     for name, value in (overrides or {}).items():

@@ -1,20 +1,46 @@
 """What `guardrail serve` answers when it cannot do what was asked: OpenAI's error shape, for its
-own refusals and for what goes wrong upstream. Pure.
+own refusals and for what goes wrong upstream; and how every answer becomes JSON. Pure.
 
 https://platform.openai.com/docs/guides/error-codes
 """
 
 from __future__ import annotations
 
+import json
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import openai
+from starlette.responses import JSONResponse
 
-__all__ = ["ApiError", "upstream_fault"]
+__all__ = ["ApiError", "Json", "json_bytes", "upstream_fault"]
 
 # The caller's own faults, in the words of the upstream; all others are between it and us.
 _CALLERS = {400, 404, 409, 413, 415, 422}
+
+
+def json_bytes(data: Any) -> bytes:
+    """Valid JSON in UTF-8, whatever an upstream put into `data`: half of a surrogate pair (an emoji
+    that was cut in two) becomes `?`, a number that is not finite null."""
+    try:
+        text = json.dumps(data, ensure_ascii=False, allow_nan=False, separators=(",", ":"))
+    except ValueError:
+        text = json.dumps(_finite(data), ensure_ascii=False, separators=(",", ":"))
+    return text.encode(errors="replace")
+
+
+def _finite(data: Any) -> Any:
+    if isinstance(data, dict):
+        return {name: _finite(value) for name, value in data.items()}
+    if isinstance(data, list):
+        return [_finite(value) for value in data]
+    return None if isinstance(data, float) and not math.isfinite(data) else data
+
+
+class Json(JSONResponse):
+    def render(self, content: Any) -> bytes:
+        return json_bytes(content)
 
 
 class ApiError(Exception):

@@ -12,10 +12,10 @@ from typing import Protocol
 
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
-from starlette.responses import JSONResponse, Response
+from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from guardrail._server_errors import ApiError
+from guardrail._server_errors import ApiError, Json
 from guardrail._server_limits import Admission, Disconnected, stopping
 from guardrail._server_metrics import Metrics
 from guardrail._server_telemetry import RECORD, Record, Span, log_request, trace_headers
@@ -82,7 +82,7 @@ class Front:
             fault = ApiError(
                 500, f"internal error (request {record.id})", code="internal", kind="server_error"
             )
-            await JSONResponse(fault.body(), 500)(scope, receive, answer)
+            await Json(fault.body(), 500)(scope, receive, answer)
         finally:
             seconds = time.perf_counter() - started
             opened.dec()
@@ -103,7 +103,7 @@ class Front:
             with admission.slot():
                 await self._app(scope, receive, send)
         except ApiError as error:
-            await JSONResponse(error.body(), error.status, error.headers)(scope, receive, send)
+            await Json(error.body(), error.status, error.headers)(scope, receive, send)
             if record := RECORD.get():
                 record.error = error.code
 
@@ -130,7 +130,7 @@ async def answer_api_error(request: Request, error: Exception) -> Response:
     assert isinstance(error, ApiError)
     if record := RECORD.get():
         record.error = error.code or str(error.status)
-    return JSONResponse(error.body(), error.status, error.headers)
+    return Json(error.body(), error.status, error.headers)
 
 
 async def answer_http_error(request: Request, error: Exception) -> Response:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
+import math
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Coroutine, Iterator
 from typing import Any, TypeVar
 
@@ -89,13 +90,29 @@ async def read_json(request: Request, most: int, seconds: float) -> dict[str, An
             headers={"Connection": "close"},
         )
     try:
-        data = json.loads(body)
+        data = json.loads(body, parse_constant=_no_number, parse_float=_finite)
     except (ValueError, RecursionError) as error:
-        what = str(error) if isinstance(error, json.JSONDecodeError) else type(error).__name__
+        named = isinstance(error, json.JSONDecodeError | _NoNumberError)
+        what = str(error) if named else type(error).__name__
         raise ApiError(400, f"the body is not valid JSON: {what}", code="invalid_json") from None
     if not isinstance(data, dict):
         raise ApiError(400, "the body must be a JSON object", code="invalid_json")
     return data
+
+
+class _NoNumberError(ValueError):
+    """A number that JSON does not have, or that no float can hold."""
+
+
+def _no_number(text: str) -> float:
+    raise _NoNumberError(f"{text} is no number that JSON has")
+
+
+def _finite(text: str) -> float:
+    number = float(text)
+    if not math.isfinite(number):
+        raise _NoNumberError(f"the number {text[:40]} is too large")
+    return number
 
 
 async def _read(request: Request, most: int) -> tuple[bytes | None, bool]:

@@ -28,11 +28,11 @@ from typing import Any
 import uvicorn
 from fastapi import FastAPI, Request
 from starlette.exceptions import HTTPException
-from starlette.responses import JSONResponse, Response
+from starlette.responses import Response
 
 from guardrail._server_chat import Chat, EventStream, check_body
 from guardrail._server_config import ConfigError, Key, Settings, load_settings
-from guardrail._server_errors import ApiError
+from guardrail._server_errors import ApiError, Json
 from guardrail._server_front import Front, answer_api_error, answer_http_error
 from guardrail._server_guard import ServedGuard, device_of, open_audit, open_moderator
 from guardrail._server_keys import find_key
@@ -205,7 +205,7 @@ class Service:
         pairs = read_inputs(body, limits.inputs)
         with self.texts.slot(len(pairs)):
             verdicts = await self._within(request, guard.acheck_many(pairs))
-        return JSONResponse(moderation_answer(verdicts, self.moderator.id))
+        return Json(moderation_answer(verdicts, self.moderator.id))
 
     async def chat(self, request: Request) -> Response:
         key, token = self.caller(request)
@@ -219,7 +219,7 @@ class Service:
         rules = Rules(guard.policy, StreamConfig(), context_turns=self.settings.context_turns)
         chat = Chat(body, route, guard, rules, token, self.metrics)
         if not body.get("stream"):
-            return JSONResponse(await self._within(request, chat.complete()))
+            return Json(await self._within(request, chat.complete()))
         assert self.cut is not None  # the lifespan came first
         return EventStream(
             chat.stream(),
@@ -243,13 +243,13 @@ class Service:
             ) from None
 
     async def list_models(self, request: Request) -> Response:
-        return JSONResponse({"object": "list", "data": await self._models(request)})
+        return Json({"object": "list", "data": await self._models(request)})
 
     async def one_model(self, request: Request) -> Response:
         wanted = request.path_params["model"]
         for model in await self._models(request):
             if model["id"] == wanted:
-                return JSONResponse(model)
+                return Json(model)
         raise ApiError(404, f"no model {wanted!r}", code="model_not_found", param="model")
 
     async def _models(self, request: Request) -> list[dict[str, Any]]:
@@ -265,7 +265,7 @@ class Service:
 
     async def health(self) -> Response:
         guards = self.guards.values()
-        return JSONResponse(
+        return Json(
             {
                 "status": "draining" if self.draining else "ok",
                 "model": self.moderator.id,
@@ -288,7 +288,7 @@ class Service:
             raise ApiError(
                 503, "the moderator fails: see the log", code="not_ready", kind="server_error"
             )
-        return JSONResponse({"status": "ready"})
+        return Json({"status": "ready"})
 
     async def expose(self) -> Response:
         return Response(self.metrics.exposition(), media_type=CONTENT_TYPE)

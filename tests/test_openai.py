@@ -893,7 +893,7 @@ JUNK = st.recursive(
     | st.sampled_from(["", "bomb", "x", 1.5, 10**30]),
     lambda inner: (
         st.lists(inner, max_size=2)
-        | st.dictionaries(st.sampled_from(["index", "type", "text", "content"]), inner, max_size=2)
+        | st.dictionaries(st.sampled_from(["name", "text", "content"]), inner, max_size=2)
     ),
     max_leaves=4,
 )

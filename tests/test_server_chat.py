@@ -222,7 +222,7 @@ def test_curl_gets_a_stream_of_events(server: Running, api: ChatApi) -> None:
 def test_comments_keep_a_slow_stream_open(server: Running, api: ChatApi) -> None:
     api.wait = 0.7
     body = {"model": "m", "messages": ASKED, "stream": True}
-    answer = httpx.post(f"{server.url}/chat/completions", json=body, timeout=30)
+    answer = httpx.post(f"{server.url}/chat/completions", content=json.dumps(body), timeout=30)
     assert answer.text.count(": keep-alive\n\n") >= 2
     assert answer.text.endswith("data: [DONE]\n\n")
 
@@ -250,8 +250,8 @@ def test_a_stream_lasts_no_longer_than_it_may(api: ChatApi) -> None:
     api.texts, api.pause = [HARMLESS * 50], 0.01
     body = {"model": "m", "messages": ASKED, "stream": True}
     with serving(upstream=api.url, limits={"stream_seconds": 1.0}) as server:
-        answer = httpx.post(f"{server.url}/chat/completions", json=body, timeout=30)
-    assert '"code": "stream_timeout"' in answer.text
+        answer = httpx.post(f"{server.url}/chat/completions", content=json.dumps(body), timeout=30)
+    assert '"code":"stream_timeout"' in answer.text
     assert "[DONE]" not in answer.text
     until(lambda: api.open == 0)
 
@@ -289,6 +289,10 @@ FAULTS = [
     ((200, {"choices": []}, {}), 502, "upstream_invalid"),
     ((200, {"choices": [{"index": 0, "message": 3}]}, {}), 502, "upstream_invalid"),
     ((200, [1, 2], {}), 502, "upstream_invalid"),
+    ((200, '"hello"', {}), 502, "upstream_invalid"),
+    ((200, {"choices": "abc"}, {}), 502, "upstream_invalid"),
+    ((200, {"choices": [None]}, {}), 502, "upstream_invalid"),
+    ((400, {"error": {"message": "an emoji \ud83d cut"}}, {}), 400, None),
 ]
 
 
@@ -346,12 +350,19 @@ def test_an_upstream_that_is_not_there_is_a_502_and_one_that_hangs_a_504(api: Ch
         ({"model": "m", "messages": ASKED, "stream": "yes"}, "stream"),
         ({"model": "m", "messages": ASKED, "stream": True, "logprobs": True}, "messages"),
         ({"model": "m", "messages": ASKED, "modalities": ["audio"]}, "messages"),
+        ({"model": "m", "messages": ASKED, "modalities": 5}, "messages"),
+        ({"model": "m", "messages": ASKED, "modalities": True}, "messages"),
+        ({"model": "m", "messages": ASKED, "stream_options": 5}, "messages"),
+        ({"model": "m", "messages": [{"role": "user", "content": "hi \ud83d"}]}, "messages"),
+        ({"model": "m", "messages": ASKED, "user": "\ude00"}, "user"),
+        ({"model": "m \ud83d", "messages": ASKED}, "model"),
+        ({"model": "m", "messages": ASKED, "x\ud83d": 1}, "x?"),
     ],
 )
 def test_a_request_that_means_nothing_is_a_400(
     server: Running, api: ChatApi, body: dict[str, Any], param: str | None
 ) -> None:
-    answer = httpx.post(f"{server.url}/chat/completions", json=body, timeout=30)
+    answer = httpx.post(f"{server.url}/chat/completions", content=json.dumps(body), timeout=30)
     if param is None:  # a prompt without a user's turn is lawful
         assert answer.status_code == 200
         return
@@ -359,6 +370,64 @@ def test_a_request_that_means_nothing_is_a_400(
     assert answer.json()["error"]["param"] == param
     assert answer.json()["error"]["type"] == "invalid_request_error"
     assert api.requests == []
+
+
+@pytest.mark.parametrize("number", ["NaN", "Infinity", "-Infinity", "1e999", "-1e999"])
+@pytest.mark.parametrize("stream", ["true", "false"])
+def test_a_number_that_json_does_not_have_is_the_callers_fault(
+    server: Running, api: ChatApi, number: str, stream: str
+) -> None:
+    body = (
+        f'{{"model": "m", "messages": {json.dumps(ASKED)}, "stream": {stream}, "seed": {number}}}'
+    )
+    before = httpx.get(f"{server.root}/metrics").text
+    answer = httpx.post(f"{server.url}/chat/completions", content=body, timeout=30)
+    assert (answer.status_code, answer.json()["error"]["code"]) == (400, "invalid_json")
+    assert number in answer.json()["error"]["message"]
+    assert api.requests == []
+    after = httpx.get(f"{server.root}/metrics").text
+    errors = [
+        [line for line in text.splitlines() if line.startswith("guardrail_upstream_errors_total")]
+        for text in (before, after)
+    ]
+    assert errors[0] == errors[1]
+
+
+@pytest.mark.parametrize("text", ["a\ud83d b", "\ude00", "Paris \ud83d\ud83d and \ude00 Rome"])
+def test_half_an_emoji_from_the_upstream_is_the_same_whole_and_streamed(
+    client: OpenAI, api: ChatApi, text: str
+) -> None:
+    api.failure = (200, api._whole() | {"choices": _choice(text)}, {})
+    whole = client.chat.completions.create(model="m", messages=ASKED)
+    api.failure, api.texts = None, [text]
+    streamed = client.chat.completions.create(model="m", messages=ASKED, stream=True)
+    assert whole.choices[0].message.content == text_of(streamed)
+    assert text_of_whole(whole) == re.sub("[\ud800-\udfff]", "?", text)
+
+
+def test_a_probability_of_nothing_is_null_and_the_answer_goes_out(
+    client: OpenAI, api: ChatApi
+) -> None:
+    logprob = {"token": "fine", "logprob": float("-inf"), "bytes": None, "top_logprobs": []}
+    [choice] = _choice("fine")
+    api.failure = (
+        200,
+        api._whole() | {"choices": [choice | {"logprobs": {"content": [logprob]}}]},
+        {},
+    )
+    whole = client.chat.completions.create(model="m", messages=ASKED, logprobs=True)
+    assert text_of_whole(whole) == "fine"
+    assert whole.choices[0].logprobs is not None
+    assert whole.choices[0].logprobs.content[0].logprob is None  # type: ignore[index]
+
+
+def _choice(text: str) -> list[dict[str, Any]]:
+    message = {"role": "assistant", "content": text}
+    return [{"index": 0, "message": message, "finish_reason": "stop"}]
+
+
+def text_of_whole(completion: Any) -> str:
+    return str(completion.choices[0].message.content)
 
 
 # --- upstreams and models ------------------------------------------------------------------------

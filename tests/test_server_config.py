@@ -92,6 +92,10 @@ def test_everything_can_be_said(folder: Path) -> None:
     assert set(settings.policy_names()) == {"strict", "desk", "permissive"}
 
 
+def test_the_path_may_be_a_text_as_well(folder: Path) -> None:
+    assert load(folder, WHOLE) == load_settings(str(folder / "guardrail.toml"))
+
+
 def test_settings_reach_a_worker_as_they_are(folder: Path) -> None:
     settings = load(folder, WHOLE)
     assert Settings.model_validate_json(settings.model_dump_json()) == settings

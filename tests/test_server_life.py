@@ -145,7 +145,7 @@ def test_streams_that_do_not_end_in_time_are_ended_and_the_upstream_is_let_go(
             next(pieces)
             server.terminate()
             rest = "".join(pieces)
-        assert '"code": "shutting_down"' in rest
+        assert '"code":"shutting_down"' in rest
         assert "[DONE]" not in rest
         assert server.end() == 0
     assert api.gone.wait(20)
