@@ -76,13 +76,13 @@ def serve(
         overrides["log"] = {"format": log}
     try:
         settings = load_settings(config, overrides)
+        from guardrail import server
+
         if check:
+            server.check(settings)
             print("ok")
             return
-
-        from guardrail.server import serve as run
-
-        run(settings)
+        server.serve(settings)
     except ConfigError as error:
         raise UsageError(str(error)) from None
 

@@ -15,6 +15,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
+import httpx
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from guardrail._onnx import Device
@@ -252,6 +253,10 @@ def _upstream_problems(settings: Settings) -> Iterator[tuple[Location, str]]:
             OpenAICompatible(upstream.url, model="", headers=upstream.headers)
         except UpstreamError as error:
             yield ("upstreams", name, "url"), str(error)
+        else:
+            port = httpx.URL(upstream.url.strip()).port
+            if port is not None and not 1 <= port <= 65_535:
+                yield ("upstreams", name, "url"), f"{port} is no port: use 1 to 65535"
         if upstream.forward_key and settings.keys:
             yield (
                 ("upstreams", name, "forward_key"),

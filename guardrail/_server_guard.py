@@ -4,19 +4,29 @@ traced, and the audit log.
 
 from __future__ import annotations
 
+import tempfile
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from guardrail._server_config import Settings
+from guardrail._audit_files import Names, open_key
+from guardrail._server_config import ConfigError, Settings
 from guardrail._server_metrics import Metrics
 from guardrail._server_telemetry import RECORD, span
 from guardrail.batching import Batcher
+from guardrail.errors import GuardrailError
 from guardrail.guard import Guard
 from guardrail.moderator import Moderator, OnnxModerator
 from guardrail.verdict import Pair, Verdict
 
-__all__ = ["ServedGuard", "device_of", "open_audit", "open_moderator"]
+__all__ = [
+    "ServedGuard",
+    "check_audit",
+    "check_moderator",
+    "device_of",
+    "open_audit",
+    "open_moderator",
+]
 
 
 class ServedGuard(Guard):
@@ -48,12 +58,54 @@ class ServedGuard(Guard):
 def open_moderator(settings: Settings, given: Moderator | None) -> Moderator:
     """The moderator, behind a queue that never overflows: what comes in is bounded before it."""
     model, limits = settings.model, settings.limits
-    moderator = given or OnnxModerator(model.name, device=model.device, threads=model.threads)
+    moderator = given or _onnx_moderator(settings)
     if not model.batching or hasattr(moderator, "aassess"):
         return moderator
     # A chat has one question pending at a time: of two views of its input, or one passage.
     most = limits.texts + limits.chats * max(2, limits.choices)
     return Batcher(moderator, max_pending=most)
+
+
+def _onnx_moderator(settings: Settings) -> OnnxModerator:
+    model = settings.model
+    return OnnxModerator(model.name, device=model.device, threads=model.threads)
+
+
+def check_moderator(settings: Settings) -> None:
+    """Raises what `open_moderator` would."""
+    try:
+        _onnx_moderator(settings)
+    except GuardrailError as error:
+        raise ConfigError(f"key 'model': {error}") from None
+
+
+def check_audit(settings: Settings) -> None:
+    """Raises ConfigError where `open_audit` would fail. A log that is there is opened as it would
+    be; none is made."""
+    wanted = settings.audit
+    if wanted is None:
+        return
+    path = Path(wanted.path)
+    begun = path.exists() or Names(path).head.exists()
+    if begun or not path.parent.is_dir():
+        try:
+            open_audit(settings)
+        except GuardrailError as error:
+            raise ConfigError(f"key 'audit.path': {error}") from None
+        return
+    try:
+        with tempfile.TemporaryFile(dir=path.parent):
+            pass
+    except OSError as error:
+        raise ConfigError(
+            f"key 'audit.path': {path} cannot be written: {error.strerror}: name a folder that "
+            "this user may write to"
+        ) from None
+    if wanted.key_file is not None:
+        try:
+            open_key(Path(wanted.key_file), Names(path))
+        except GuardrailError as error:
+            raise ConfigError(f"key 'audit.key_file': {error}") from None
 
 
 def open_audit(settings: Settings) -> Callable[[Pair, Verdict], None] | None:

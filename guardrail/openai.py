@@ -7,7 +7,8 @@ One choke point, the client's `request`, sees every call, whichever helper made 
 `parse`, `stream`, `post`, `with_options(...)`. `POST /chat/completions` and `POST /responses` (and
 the reading and cancelling of a stored response) are guarded; calls that hold no answer of a chat
 model (embeddings, models, files, images, batches, ...) pass; every other path raises
-GuardrailError, and so do raw responses and websockets, which cannot be judged.
+GuardrailError, and so do a path that could be read as another one (dot segments, a host, ...), raw
+responses and websockets, which cannot be judged.
 """
 
 from __future__ import annotations
@@ -61,8 +62,9 @@ def guard_openai(
     A stream that is refused is cancelled, so that its usage is not known. Logprobs spell out
     unjudged text: asked for in a stream, they raise ValueError; they are dropped from a redacted
     answer. `parse()` raises `openai.ContentFilterFinishReasonError` on a refusal, which holds no
-    object to parse. Errors of the API are the ones of the `openai` package. Raises TypeError for
-    what is no client, MissingExtra without the package.
+    object to parse. Errors of the API are the ones of the `openai` package; an answer without the
+    shape of its kind, which cannot be judged, is an UpstreamError. Raises TypeError for what is no
+    client, MissingExtra without the package.
     """
     require("openai", extra="openai")
     from guardrail._openai_client import guarded

@@ -17,7 +17,6 @@ import math
 import multiprocessing.connection
 import os
 import signal
-import socket
 import sys
 import tempfile
 import threading
@@ -30,11 +29,19 @@ from fastapi import FastAPI, Request
 from starlette.exceptions import HTTPException
 from starlette.responses import Response
 
+from guardrail._server_address import check_address, resolve
 from guardrail._server_chat import Chat, EventStream, check_body
 from guardrail._server_config import ConfigError, Key, Settings, load_settings
 from guardrail._server_errors import ApiError, Json
 from guardrail._server_front import Front, answer_api_error, answer_http_error
-from guardrail._server_guard import ServedGuard, device_of, open_audit, open_moderator
+from guardrail._server_guard import (
+    ServedGuard,
+    check_audit,
+    check_moderator,
+    device_of,
+    open_audit,
+    open_moderator,
+)
 from guardrail._server_keys import find_key
 from guardrail._server_limits import (
     Admission,
@@ -51,13 +58,14 @@ from guardrail._server_telemetry import (
 from guardrail._server_upstream import Upstreams
 from guardrail.batching import Batcher
 from guardrail.conversation import Rules
+from guardrail.errors import GuardrailError
 from guardrail.guard import Guard
 from guardrail.moderator import Moderator
 from guardrail.policy import Policy
 from guardrail.stream import StreamConfig
 from guardrail.verdict import Action, Pair
 
-__all__ = ["create_app", "load_settings", "serve"]
+__all__ = ["check", "create_app", "load_settings", "serve"]
 
 logger = logging.getLogger("guardrail.server")
 _SETTINGS = "GUARDRAIL_SERVER_SETTINGS"
@@ -318,10 +326,28 @@ def _before_signals(act: Callable[[], object]) -> None:
 # --- serving -------------------------------------------------------------------------------------
 
 
+def check(settings: Settings) -> None:
+    """Raises ConfigError with all that `serve` would fail on, but that the port is taken. Starts no
+    audit log, asks no upstream."""
+    problems: list[str] = []
+    for part in (
+        lambda: Upstreams(settings),
+        lambda: check_moderator(settings),
+        lambda: check_audit(settings),
+        lambda: resolve(settings.host, settings.port),
+    ):
+        try:
+            part()
+        except GuardrailError as error:
+            problems.append(str(error))
+    if problems:
+        raise ConfigError("; ".join(problems))
+
+
 def serve(settings: Settings) -> None:
     """Serve until SIGINT or SIGTERM. Raises ConfigError where the address cannot be had, and what
     `create_app` raises."""
-    _check_address(settings.host, settings.port)
+    check_address(settings.host, settings.port)
     setup_logging(settings.log.format, settings.log.level)
     options: dict[str, Any] = {
         "host": settings.host,
@@ -363,16 +389,3 @@ def _end_with_parent() -> None:
     if parent is not None:
         multiprocessing.connection.wait([parent.sentinel])
         os.kill(os.getpid(), signal.SIGTERM)
-
-
-def _check_address(host: str, port: int) -> None:
-    try:
-        family = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0][0]
-        with socket.socket(family, socket.SOCK_STREAM) as sock:
-            sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            sock.bind((host, port))
-    except OSError as error:
-        raise ConfigError(
-            f"cannot listen on {host}:{port}: {error.strerror or error}: choose another with "
-            "--host and --port"
-        ) from None

@@ -128,6 +128,7 @@ def test_options_go_over_the_file(folder: Path) -> None:
          "key 'models.fast.upstream': no upstream 'locl'; did you mean 'local'?"),
         ('default_upstream = "local"', 'default_upstream = "loc"', "did you mean 'local'?"),
         ("http://localhost", "htp://localhost", "key 'upstreams.local.url': 'htp://localhost:"),
+        ("localhost:11434", "localhost:99999", "key 'upstreams.local.url': 99999 is no port"),
         ('url = "http://localhost:11434/v1"\n', "", "key 'upstreams.local.url': is missing"),
         (HASH, "sha256:123", "key 'keys[1].hash': is not a hash that `guardrail keys new`"),
         ('policy = "desk"', 'policy = "dsk"', "key 'keys[1].policy': no policy 'dsk'; did you"),
@@ -226,6 +227,36 @@ def test_bad_settings_are_one_line_and_exit_2(folder: Path) -> None:
     path.write_text(WHOLE)
     done = CliRunner().invoke(app, ["serve", "--check", "--config", str(path)])
     assert (done.exit_code, done.stdout) == (0, "ok\n")
+
+
+def test_check_finds_all_that_would_fail_at_the_start(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("NO_SUCH_KEY", raising=False)
+    (folder / "file").write_text("")
+    path = folder / "guardrail.toml"
+    wrong = {
+        "model": '[model]\nname = "nope"\n',
+        "audit": '[audit]\npath = "file/audit.jsonl"\n',
+        "upstreams.a.api_key_env": '[upstreams.a]\nurl = "http://x"\napi_key_env = "NO_SUCH_KEY"\n',
+    }
+    for text in [*wrong.values(), "".join(wrong.values())]:
+        path.write_text(text)
+        done = CliRunner().invoke(app, ["serve", "--check", "--config", str(path)])
+        assert (done.exit_code, done.stdout) == (2, ""), text
+        assert done.stderr.startswith("error: ")
+        assert done.stderr.count("\n") == 1
+        for key, part in wrong.items():
+            assert (f"key '{key}" in done.stderr) == (part in text)
+
+
+def test_check_starts_no_audit_log(folder: Path) -> None:
+    path = folder / "guardrail.toml"
+    path.write_text('[audit]\npath = "audit.jsonl"\n')
+    before = sorted(folder.iterdir())
+    done = CliRunner().invoke(app, ["serve", "--check", "--config", str(path)])
+    assert (done.exit_code, done.stdout) == (0, "ok\n")
+    assert sorted(folder.iterdir()) == before
 
 
 # --- documents -----------------------------------------------------------------------------------
