@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 from guardrail.conversation import Rules
 from guardrail.errors import require
-from guardrail.guard import Guard
+from guardrail.guard import Guard, as_guard
 from guardrail.stream import StreamConfig
 
 if TYPE_CHECKING:
@@ -73,7 +73,7 @@ def guard_openai(
         raise ValueError(f"on_block must be 'refuse' or 'raise', not {on_block!r}")
     if context_turns < 1:
         raise ValueError("context_turns must be 1 or more")
-    guard = guard if guard is not None else Guard()
+    guard = as_guard(guard)
     rules = Rules(guard.policy, stream_config or StreamConfig(), on_block, context_turns)
     made: Any = guarded(client, guard, rules)
     return made  # type: ignore[no-any-return]
