@@ -28,7 +28,8 @@ SIGNATURES = {
     "OnnxModerator.assess": "(self, pairs: 'Sequence[Pair]') -> 'list[Assessment]'",
     "Policy": "(name: 'str', version: 'int' = 1, description: 'str' = '', input: 'Rules' = "
     "Rules(), output: 'Rules' = Rules(), on_error: 'Action' = <Action.REFUSE: 'refuse'>, "
-    "unreadable: 'Action' = <Action.FLAG: 'flag'>, refusal: 'str' = '') -> None",
+    "unreadable: 'Action' = <Action.FLAG: 'flag'>, refusal: 'str' = '', "
+    "refusals: 'Mapping[Category, str]' = <factory>, language: 'str' = 'en') -> None",
     "Policy.load": "(source: 'str | Path') -> 'Policy'",
     "Policy.parse": "(text: 'str', *, where: 'str' = 'policy') -> 'Policy'",
     "Policy.decide": "(self, assessment: 'Assessment', model: 'Thresholds | None' = None) -> "
