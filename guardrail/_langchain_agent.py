@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Sequence
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from langchain.agents.middleware import AgentMiddleware, ModelRequest, ModelResponse
 from langchain.agents.structured_output import StructuredOutputValidationError
@@ -12,8 +12,10 @@ from langchain_core.messages import AIMessage, BaseMessage
 from guardrail.errors import GuardrailError
 from guardrail.guard import Guard, as_guard
 from guardrail.langchain import GuardedChatModel
-from guardrail.score import BestOf
 from guardrail.stream import StreamConfig
+
+if TYPE_CHECKING:
+    from guardrail.score import BestOf
 
 __all__ = ["GuardrailMiddleware"]
 

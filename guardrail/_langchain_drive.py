@@ -10,7 +10,7 @@ import dataclasses
 from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 from langchain_core.messages import AIMessageChunk, BaseMessage
 from langchain_core.runnables import RunnableConfig
@@ -22,8 +22,10 @@ from guardrail.chat_model import Reply
 from guardrail.conversation import ChatResult, Open, Rules, conversation, read_messages
 from guardrail.errors import UpstreamError
 from guardrail.guard import Guard
-from guardrail.score import BestOf
 from guardrail.stream import StreamConfig
+
+if TYPE_CHECKING:
+    from guardrail.score import BestOf
 
 __all__ = ["Piece", "Run", "detached_config"]
 

@@ -53,7 +53,7 @@ class Session:
     """A model that ONNX Runtime has open, in whichever process uses it. Thread-safe.
 
     outputs: what the model must have. threads: of one inference, all cores by default.
-    `device` is the one it got, `inputs` the names of what it takes.
+    `device` is the one it got.
     Raises ArtifactError, ValueError or MissingExtra.
 
     A forked child opens the model anew when it first runs it: the threads of the parent's session
@@ -68,12 +68,14 @@ class Session:
         self._file = _identity(path)
         self._session, self.device = _open(path, device, threads, outputs)
         self._inherited = False
-        self.inputs = frozenset(argument.name for argument in self._session.get_inputs())
+        self._inputs = {argument.name for argument in self._session.get_inputs()}
         renewed_in_children(self)
 
     def run(self, outputs: Sequence[str], feed: Mapping[str, Any]) -> list[Any]:
-        """The named outputs for `feed`. Raises whatever onnxruntime raises, and ArtifactError."""
-        found: list[Any] = self.here().run(outputs, feed)
+        """The named outputs for what the model takes of `feed`. Raises whatever onnxruntime
+        raises, and ArtifactError."""
+        taken = {name: array for name, array in feed.items() if name in self._inputs}
+        found: list[Any] = self.here().run(outputs, taken)
         return found
 
     def here(self) -> Any:

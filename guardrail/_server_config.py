@@ -15,11 +15,10 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-import httpx
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from guardrail._onnx import Device
-from guardrail._server_keys import HASH
+from guardrail._server_keys import HASH, LONGEST_NAME, NAME
 from guardrail.errors import GuardrailError, PolicyError, UpstreamError
 from guardrail.policy import PRESETS, Policy
 from guardrail.upstream import OpenAICompatible
@@ -29,7 +28,7 @@ __all__ = ["ConfigError", "Key", "Limits", "Settings", "Upstream", "load_setting
 Location = tuple[str | int, ...]
 Seconds = Annotated[float, Field(gt=0, le=86_400)]
 Count = Annotated[int, Field(ge=1, le=1_000_000)]
-Name = Annotated[str, Field(min_length=1, max_length=200, pattern=r"^[^\x00-\x1f\x7f]+$")]
+Name = Annotated[str, Field(min_length=1, max_length=LONGEST_NAME, pattern=f"^{NAME}$")]
 
 
 class ConfigError(GuardrailError, ValueError):
@@ -253,10 +252,6 @@ def _upstream_problems(settings: Settings) -> Iterator[tuple[Location, str]]:
             OpenAICompatible(upstream.url, model="", headers=upstream.headers)
         except UpstreamError as error:
             yield ("upstreams", name, "url"), str(error)
-        else:
-            port = httpx.URL(upstream.url.strip()).port
-            if port is not None and not 1 <= port <= 65_535:
-                yield ("upstreams", name, "url"), f"{port} is no port: use 1 to 65535"
         if upstream.forward_key and settings.keys:
             yield (
                 ("upstreams", name, "forward_key"),

@@ -15,10 +15,20 @@ import secrets
 from collections.abc import Iterable, Sequence
 from typing import Protocol, TypeVar
 
-__all__ = ["HASH", "find_key", "hash_key", "is_name", "key_entry", "new_key"]
+__all__ = [
+    "HASH",
+    "LONGEST_NAME",
+    "NAME",
+    "find_key",
+    "hash_key",
+    "is_name",
+    "key_entry",
+    "new_key",
+]
 
 HASH = r"sha256:[0-9a-f]{64}"
-_UNNAMEABLE = r"[\x00-\x1f\x7f\ud800-\udfff]"  # control characters, and no characters
+NAME = r"[^\x00-\x1f\x7f]+"  # no control characters
+LONGEST_NAME = 200
 
 
 class Hashed(Protocol):
@@ -46,7 +56,9 @@ def hash_key(key: str) -> str:
 
 def is_name(text: str) -> bool:
     """Whether a config file may name a key, a policy or a model so; not blank, and writable."""
-    return bool(text.strip()) and len(text) <= 200 and re.search(_UNNAMEABLE, text) is None
+    if not text.strip() or len(text) > LONGEST_NAME or re.search("[\ud800-\udfff]", text):
+        return False
+    return re.fullmatch(NAME, text) is not None
 
 
 def find_key(token: str, keys: Iterable[KeyT], today: datetime.date) -> KeyT | None:

@@ -77,7 +77,6 @@ class OnnxModerator:
         self._encoder = Encoder.from_file(folder / "tokenizer.json", self.manifest.encoder_config())
         self._session = Session(folder / "model.onnx", device, threads, _OUTPUTS)
         self.device = self._session.device
-        self._inputs = self._session.inputs
         self._locate = locate
         self._max_chars = max_chars
         self._calibration = {d: self.manifest.calibration_of(d) for d in Direction}
@@ -115,8 +114,7 @@ class OnnxModerator:
         # Dynamic int8 scales activations by the largest of a batch: windows judged together shift
         # one another's probabilities, by 0.2 at worst. One by one is also as fast on a CPU.
         for part in _batches(windows, 1 if self.device == "cpu" else 8192):
-            inputs = pad([windows[i] for i in part], self._encoder.pad_id)
-            feed = {name: array for name, array in inputs.items() if name in self._inputs}
+            feed = pad([windows[i] for i in part], self._encoder.pad_id)
             try:
                 severity[part], categories[part] = self._session.run(_OUTPUTS, feed)
             except Exception as error:  # onnxruntime raises classes of its own, none public

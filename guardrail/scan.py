@@ -72,8 +72,7 @@ class Scan:
         audit: AuditLog | None = None,
     ) -> None:
         self.output = output
-        self.partial = beside(output, ".partial")
-        self.state = beside(output, ".partial.state")
+        _, self.partial, self.state, _ = files_of(output)
         self._chunk = chunk
         self._overwrite = overwrite
         self._excerpts = excerpts

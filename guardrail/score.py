@@ -90,7 +90,6 @@ class OnnxScorer:
         self.kind: ScoreKind = self.manifest.kind
         self._layout = layout_of(self.folder / "tokenizer.json", self.manifest.encoding)
         self._session = Session(self.folder / "model.onnx", "cpu", threads, outputs=("score",))
-        self._inputs = self._session.inputs
 
     def score(self, pairs: Sequence[tuple[str, str] | Pair]) -> _Floats:
         """One float per (prompt, answer), (len(pairs),). Of a long answer, a reward is the mean of
@@ -106,11 +105,8 @@ class OnnxScorer:
         return scores
 
     def _run(self, windows: Sequence[Window]) -> _Floats:
-        feed = pad(windows, self._layout.pad_id)
         try:
-            (found,) = self._session.run(
-                ["score"], {k: v for k, v in feed.items() if k in self._inputs}
-            )
+            (found,) = self._session.run(["score"], pad(windows, self._layout.pad_id))
         except Exception as error:  # onnxruntime raises classes of its own, none public
             raise ModerationError(f"{self.manifest.id}: inference failed: {error}") from error
         return np.asarray(found, dtype=np.float64)

@@ -331,6 +331,8 @@ def _endpoint(url: str) -> httpx.URL:
         raise UpstreamError(f"{url!r} is not a URL: {error}") from None
     if parsed.scheme not in ("http", "https") or not parsed.host:
         raise UpstreamError(f"{url!r} is not an http:// or https:// URL")
+    if parsed.port is not None and not 1 <= parsed.port <= 65_535:
+        raise UpstreamError(f"{parsed.port} is no port: use 1 to 65535")
     path = parsed.path.rstrip("/") or "/v1"
     if not path.endswith("/chat/completions"):
         path += "/chat/completions"

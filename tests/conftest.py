@@ -9,12 +9,14 @@ from typing import TYPE_CHECKING
 import pytest
 from hypothesis import HealthCheck, settings
 
+from guardrail._onnx import NO_TELEMETRY
+
 if TYPE_CHECKING:
     from batching_kit import Held
     from playwright.sync_api import Browser
 
 # Some tests import onnxruntime before the package does, which turns this off for its users.
-os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
+os.environ.setdefault(NO_TELEMETRY, "1")
 
 # What a busy machine does to the clock is no failure.
 settings.register_profile("patient", deadline=None, suppress_health_check=[HealthCheck.too_slow])

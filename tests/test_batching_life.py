@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import gc
-import os
-import subprocess
-import sys
 import weakref
 
 import pytest
-from batching_kit import PATIENCE, ROOT, WORDS, Held, seen, text, until
+from batching_kit import WORDS, Held, seen, text, until
+from fresh_kit import forks, run_fresh
 
 from guardrail import batching
 from guardrail.batching import Batcher
@@ -59,15 +57,6 @@ def test_a_forgotten_batcher_leaves_no_thread(monkeypatch: pytest.MonkeyPatch) -
     until(gone)
 
 
-def run(program: str) -> str:
-    done = subprocess.run(
-        [sys.executable, "-W", "ignore", "-c", program],
-        capture_output=True, text=True, timeout=PATIENCE * 2, cwd=ROOT,
-    )  # fmt: skip
-    assert done.returncode == 0, done.stderr
-    return done.stdout
-
-
 PREAMBLE = """
 import os, sys, threading, time
 from guardrail.batching import Batcher
@@ -77,10 +66,10 @@ from guardrail.verdict import Pair
 """
 
 
-@pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork here")
+@forks
 def test_children_forked_from_a_busy_parent_judge_and_end() -> None:
     pytest.importorskip("onnxruntime")
-    said = run(
+    said = run_fresh(
         PREAMBLE
         + """
 model = OnnxModerator(device="cpu", threads=2)
@@ -104,7 +93,7 @@ print("all")
 
 
 def test_the_interpreter_ends_although_a_moderator_hangs() -> None:
-    said = run(
+    said = run_fresh(
         PREAMBLE
         + """
 import guardrail.batching

@@ -2,9 +2,6 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import os
-import subprocess
-import sys
 import threading
 import time
 from collections.abc import Callable, Sequence
@@ -12,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from fresh_kit import forks, run_fresh
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -230,7 +228,7 @@ def test_a_timeout_that_leaves_no_time_is_refused(timeout: float) -> None:
 # --- audit ---------------------------------------------------------------------------------------
 
 
-@pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork here")
+@forks
 def test_a_guard_with_a_timeout_judges_in_a_forked_child() -> None:
     script = """
 import os
@@ -243,10 +241,7 @@ if os.fork() == 0:
     os._exit(0)
 os.wait()
 """
-    done = subprocess.run(
-        [sys.executable, "-c", script], capture_output=True, text=True, timeout=60
-    )
-    assert done.stdout.split() == ["False", "False"], done.stderr
+    assert run_fresh(script).split() == ["False", "False"]
 
 
 def test_every_verdict_is_audited_before_it_is_returned() -> None:

@@ -15,6 +15,7 @@ from typing import Any, get_args
 
 import numpy as np
 import pytest
+from fresh_kit import forks, run_fresh
 from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
@@ -278,7 +279,7 @@ def test_a_file_that_is_no_model_is_refused(tmp_path: Path) -> None:
         Session(tmp_path / "model.onnx", "cpu", 1, ("score",))
 
 
-@pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork here")
+@forks
 def test_a_forked_child_refuses_a_model_that_was_replaced_meanwhile(tmp_path: Path) -> None:
     path = Path(shutil.copy(artifact_folder() / "model.onnx", tmp_path))
     script = f"""
@@ -298,10 +299,8 @@ if os.fork() == 0:
 else:
     os.wait()
 """
-    done = subprocess.run(
-        [sys.executable, "-c", script], capture_output=True, text=True, timeout=60, check=True
-    )
-    assert "another file than the one this process was forked with: restart" in done.stdout
+    said = run_fresh(script)
+    assert "another file than the one this process was forked with: restart" in said
 
 
 def test_onnxruntime_is_kept_from_reporting_home(tmp_path: Path) -> None:

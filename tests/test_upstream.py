@@ -4,10 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
-import os
 import socket
-import subprocess
-import sys
 import threading
 import time
 from collections.abc import Iterator
@@ -17,6 +14,7 @@ from typing import Any
 
 import httpx
 import pytest
+from fresh_kit import forks, run_fresh
 from loopback import serving
 
 from guardrail import Category, Guard, GuardedChat, Severity, UpstreamError
@@ -472,6 +470,12 @@ def test_what_is_no_url_is_refused_at_once(url: str) -> None:
         OpenAICompatible(url, model="m")
 
 
+@pytest.mark.parametrize("port", [0, 65_536, 99_999])
+def test_a_port_that_is_none_is_refused_at_once(port: int) -> None:
+    with pytest.raises(UpstreamError, match=f"{port} is no port: use 1 to 65535"):
+        OpenAICompatible(f"http://127.0.0.1:{port}", model="m")
+
+
 def test_a_key_that_no_header_can_carry_is_refused_without_being_shown() -> None:
     with pytest.raises(UpstreamError, match="the API key holds characters") as error:
         OpenAICompatible("http://h", model="m", api_key="sk-geheim\nX: y")
@@ -497,7 +501,7 @@ class Echo(Handler):
         whole(body["messages"][-1]["content"])(self)
 
 
-@pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork here")
+@forks
 def test_forked_children_do_not_share_a_connection() -> None:
     """Else one would read what was answered to another."""
     script = """
@@ -522,13 +526,10 @@ print(ended)
     server = ThreadingHTTPServer(("127.0.0.1", 0), Echo)
     with serving(server):
         url = f"http://127.0.0.1:{server.server_address[1]}"
-        done = subprocess.run(
-            [sys.executable, "-c", script, url], capture_output=True, text=True, timeout=60
-        )
-    assert done.stdout == "[0, 0, 0]\n", done.stderr
+        assert run_fresh(script, url) == "[0, 0, 0]\n"
 
 
-@pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork here")
+@forks
 def test_a_transport_that_was_made_before_a_fork_is_refused_in_the_child() -> None:
     script = """
 import os, httpx
@@ -543,7 +544,4 @@ if os.fork() == 0:
     os._exit(0)
 os.wait()
 """
-    done = subprocess.run(
-        [sys.executable, "-c", script], capture_output=True, text=True, timeout=60
-    )
-    assert "make it, and the OpenAICompatible, in the child" in done.stdout
+    assert "make it, and the OpenAICompatible, in the child" in run_fresh(script)

@@ -2,5 +2,7 @@
 
 import os
 
-# Before any module here imports onnxruntime, which reports to Microsoft by default.
-os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
+from guardrail._onnx import NO_TELEMETRY
+
+# Modules here import onnxruntime themselves, which reads it when it loads.
+os.environ.setdefault(NO_TELEMETRY, "1")
