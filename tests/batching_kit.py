@@ -5,14 +5,12 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Callable, Sequence
-from pathlib import Path
 
 from guardrail.errors import ModerationError
 from guardrail.taxonomy import Category, Severity
 from guardrail.testing import FakeModerator
 from guardrail.verdict import Assessment, Pair
 
-ROOT = Path(__file__).parent.parent
 PATIENCE = 60  # seconds; machines are noisy, and only a failing test waits so long
 WORDS = {"bomb": (Severity.SEVERE, Category.VIOLENCE)}
 
