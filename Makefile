@@ -40,7 +40,7 @@ bench: .venv/.dev ## beside a RoBERTa-shaped peer; then batching, scan, server u
 	@$(PY) -m benchmarks.scan
 	@$(PY) -m benchmarks.serve
 
-# More options: make retrain ARGS='--train.init build/student3 --after 500'
+# More options: make retrain ARGS='--after 500 --train.epochs 1'
 retrain: .venv/.dev ## after new labels in STORE: train, compare on the frozen test, install if better
 	@$(PY) -m training.retrain --store $(STORE) $(ARGS)
 

@@ -40,7 +40,8 @@ class _Table(BaseModel):
 
 
 class ModelSettings(_Table):
-    """The moderator. batching: judge what several callers send in one go."""
+    """The moderator. batching: a queue that keeps every core busy with a text of its own. threads:
+    of one text; 1 by default, all cores without batching."""
 
     name: Name = "small"
     device: Device = "auto"

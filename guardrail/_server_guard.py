@@ -68,7 +68,9 @@ def open_moderator(settings: Settings, given: Moderator | None) -> Moderator:
 
 def _onnx_moderator(settings: Settings) -> OnnxModerator:
     model = settings.model
-    return OnnxModerator(model.name, device=model.device, threads=model.threads)
+    # The queue keeps every core busy with a text of its own; a text on all of them costs more.
+    threads = model.threads or (1 if model.batching else None)
+    return OnnxModerator(model.name, device=model.device, threads=threads)
 
 
 def check_moderator(settings: Settings) -> None:

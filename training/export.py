@@ -137,7 +137,7 @@ def main(args: Args) -> None:
         base=trained["base"],
         licence=LICENCE,
         data=[data_source(name, rows) for name, rows in summary["sources"].items()],
-        command=f"python -m training.moderation {' '.join(_flags(trained))}",
+        command=_command(trained, summary.get("soup_seeds")),
         seed=trained["seed"],
         created=datetime.now(UTC).strftime("%Y-%m-%d"),
         encoding=encoder.config.to_json(),
@@ -169,6 +169,14 @@ def data_source(name: str, rows: int) -> dict[str, Any]:
         "pku": "CC-BY-NC-4.0 (PKU-SafeRLHF)",
     }
     return {"name": name, "rows": rows, "licence": licences.get(name, "see the data card")}
+
+
+def _command(trained: dict[str, Any], soup_seeds: list[int] | None) -> str:
+    """What was run; of a soup, for each of its seeds."""
+    command = f"python -m training.moderation {' '.join(_flags(trained))}"
+    if soup_seeds is None:
+        return command
+    return f"{command}; the same with each --seed of {soup_seeds}; python -m training.soup"
 
 
 def _flags(args: dict[str, Any]) -> list[str]:

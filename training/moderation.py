@@ -26,6 +26,7 @@ from accelerate import Accelerator
 from torch import Tensor, nn
 
 from guardrail.encoding import Encoder, EncoderConfig
+from guardrail.errors import GuardrailError
 from training.augment import obfuscate
 from training.bases import MINILM, base_folder
 from training.batching import Encoded, batches, encode, predict, tensors
@@ -36,6 +37,7 @@ from training.losses import masked_bce
 from training.metrics import moderation_metrics
 from training.model import ModerationModel
 from training.quantized import quantization_aware, settle
+from training.restore import weights_of
 from training.runs import save_whole, warmup_then_linear
 
 
@@ -48,7 +50,7 @@ class Args:
     base: str = MINILM
     """Hub name or folder of the encoder to start from."""
     init: Path | None = None
-    """What an earlier run wrote: start from its weights, heads included."""
+    """What an earlier run or `training.export` wrote: start from its weights, heads included."""
     include: tuple[str, ...] = ("annotated/", "benign/", "over_refusal/oktest")
     """Prefixes of the sources to train on."""
     answers: float = 1.0
@@ -221,6 +223,15 @@ class Run:
         print(f"resumed at step {self.progress.step}", flush=True)
 
 
+def begin(model: ModerationModel, args: Args) -> None:
+    """Take over the weights of `args.init`."""
+    assert args.init is not None
+    try:
+        model.load_state_dict(weights_of(args.init))
+    except RuntimeError as error:  # names the parameters that differ
+        raise SystemExit(f"{args.init}: its weights do not fit {args.base}: {error}") from None
+
+
 def main(args: Args) -> None:
     accelerator = Accelerator(mixed_precision="bf16" if args.bf16 else "no")
     random.seed(args.seed)
@@ -240,7 +251,7 @@ def main(args: Args) -> None:
     steps = max(1, int(per_epoch * args.epochs))
     model = ModerationModel.from_base(folder)
     if args.init is not None:
-        model.load_state_dict(torch.load(args.init / "model.pt", weights_only=True))
+        begin(model, args)
     if args.quantization_aware:
         quantization_aware(model)
     run = Run(args, model, accelerator, steps)
@@ -352,4 +363,7 @@ def _finish(
 
 
 if __name__ == "__main__":
-    main(tyro.cli(Args))
+    try:
+        main(tyro.cli(Args))
+    except GuardrailError as error:
+        raise SystemExit(f"error: {error}") from None

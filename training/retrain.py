@@ -1,9 +1,10 @@
 """After new labels: train, export, calibrate, compare with what is installed, install if better.
 
-    python -m training.retrain --store annotations.db --train.init build/student
+    python -m training.retrain --store annotations.db
 
-The test split of `--data` is frozen: no label of a text whose prompt is in it, or nearly, is ever
-trained on, and the old and the new model are compared on it (`training.compare` has the rule).
+Training goes on from the artifact that is installed, unless `--train.init` says otherwise. The test
+split of `--data` is frozen: no label of a text whose prompt is in it, or nearly, is ever trained
+on, and the old and the new model are compared on it (`training.compare` has the rule).
 Resumes: a run is known by its labels, and a stage that is done is not done again. What was
 installed before is kept beside it as `<name>.previous`.
 """
@@ -63,7 +64,7 @@ class Args:
     parity: float = 0.97
     """See `training.export`."""
     train: moderation.Args = field(default_factory=moderation.Args)
-    """How it is trained; `data` and `out` are set here."""
+    """How it is trained; `data` and `out` are set here, `init` too where it is not given."""
     calibration: calibrate.Args = field(default_factory=calibrate.Args)
 
 
@@ -168,7 +169,7 @@ def build(args: Args, folder: Path, new: Sequence[Example]) -> Path:
         os.replace(data / "test.jsonl.partial", data / "test.jsonl")
     model, artifact = folder / "model", folder / "artifact"
     if not (model / "summary.json").exists():
-        moderation.main(replace(args.train, data=data, out=model))
+        moderation.main(replace(from_installed(args, folder / "start"), data=data, out=model))
     if not (artifact / "manifest.json").exists():
         name = f"{args.name}-{len(new)}-{folder.name[:6]}"
         export.main(
@@ -177,6 +178,20 @@ def build(args: Args, folder: Path, new: Sequence[Example]) -> Path:
     if not read_manifest(artifact).thresholds:
         calibrate.main(replace(args.calibration, model=artifact, data=data))
     return artifact
+
+
+def from_installed(args: Args, start: Path) -> moderation.Args:
+    """How to train, from a copy of what is installed: a run goes on from where it began, whatever
+    is installed meanwhile."""
+    if args.train.init is not None:
+        return args.train
+    if not start.exists():
+        partial = start.with_name(f"{start.name}.partial")
+        shutil.rmtree(partial, ignore_errors=True)
+        shutil.copytree(args.installed, partial)
+        os.replace(partial, start)
+    manifest = read_manifest(start)
+    return replace(args.train, init=start, base=manifest.base, **manifest.encoding)
 
 
 def install(artifact: Path, target: Path) -> None:

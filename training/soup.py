@@ -1,0 +1,84 @@
+"""One model out of several that were trained on from one start: the mean of their weights.
+
+    python -m training.soup --models build/seed5 build/seed6 build/seed7 --out build/soup
+
+A model soup (Wortsman et al. 2022, arXiv:2203.05482) costs nothing when it is used, and varies less
+with the seed than each of its parts. `--on-grid` puts the mean on the int8 grid again, for parts
+that were trained with `--quantization-aware`.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+import tyro
+from torch import Tensor
+
+from training.model import ModerationModel
+from training.quantized import quantization_aware, settle
+
+
+@dataclass
+class Args:
+    models: tuple[Path, ...]
+    """What runs of `training.moderation` wrote, all of one start."""
+    out: Path
+    on_grid: bool = False
+
+
+def mean(states: Sequence[Mapping[str, Tensor]]) -> dict[str, Tensor]:
+    """Of each parameter over `states`. Raises ValueError where they have different ones."""
+    first = states[0]
+    shapes = {name: tuple(weight.shape) for name, weight in first.items()}
+    for number, state in enumerate(states):
+        if {name: tuple(weight.shape) for name, weight in state.items()} != shapes:
+            raise ValueError(f"model {number + 1} is of another kind than model 1")
+    return {name: torch.stack([s[name].float() for s in states]).mean(dim=0) for name in first}
+
+
+def main(args: Args) -> None:
+    if len(args.models) < 2:
+        raise SystemExit("--models: give two or more")
+    summaries = [_summary(folder) for folder in args.models]
+    bases = {summary["args"]["base"] for summary in summaries}
+    starts = {str(summary["args"].get("init")) for summary in summaries}
+    if len(bases) > 1 or len(starts) > 1:
+        raise SystemExit(
+            f"these began apart (bases {sorted(bases)}, starts {sorted(starts)}): the mean of "
+            "their weights would be no model"
+        )
+    states = [torch.load(folder / "model.pt", weights_only=True) for folder in args.models]
+    try:
+        state = mean(states)
+    except ValueError as error:
+        raise SystemExit(f"{', '.join(map(str, args.models))}: {error}") from None
+    args.out.mkdir(parents=True, exist_ok=True)
+    for name in ("config.json", "tokenizer.json"):
+        shutil.copy(args.models[0] / name, args.out / name)
+    torch.save(state, args.out / "model.pt")
+    if args.on_grid:
+        model = ModerationModel.load(args.out)
+        quantization_aware(model)
+        settle(model)
+        torch.save(model.state_dict(), args.out / "model.pt")
+    merged = {**summaries[0], "soup_seeds": [one["args"]["seed"] for one in summaries]}
+    (args.out / "summary.json").write_text(json.dumps(merged, indent=1), encoding="utf-8")
+    print(f"{args.out}: the mean of {len(states)} models")
+
+
+def _summary(folder: Path) -> dict[str, Any]:
+    try:
+        found: dict[str, Any] = json.loads((folder / "summary.json").read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise SystemExit(f"{folder}: no finished run of training.moderation") from None
+    return found
+
+
+if __name__ == "__main__":
+    main(tyro.cli(Args))
