@@ -24,6 +24,7 @@ from guardrail._openai_flow import (
     Gate,
     Give,
     Judging,
+    UnfitError,
     judge_messages,
     judge_strings,
     judge_text,
@@ -42,16 +43,17 @@ def _read(body: Mapping[str, Any], rules: Rules) -> Judging[Ask]:
     if not isinstance(messages, list):
         raise ValueError("messages must be a list of chat messages")
     if body.get("stream") and body.get("logprobs"):
-        raise ValueError(
-            "logprobs spell out text before it is judged: ask for them without stream=True"
+        raise UnfitError(
+            "logprobs",
+            "logprobs spell out text before it is judged: ask for them without stream=True",
         )
     n, stream_options = body.get("n"), body.get("stream_options")
     if n is not None and (not isinstance(n, int) or isinstance(n, bool) or n < 1):
-        raise ValueError("n must be a whole number, 1 or more")
+        raise UnfitError("n", "n must be a whole number, 1 or more")
     if not isinstance(stream_options, Mapping | None):
-        raise ValueError("stream_options must be a dict")
+        raise UnfitError("stream_options", "stream_options must be a dict")
     if "audio" in list_of(body, "modalities"):
-        raise ValueError("only text can be judged: leave 'audio' out of modalities")
+        raise UnfitError("modalities", "only text can be judged: leave 'audio' out of modalities")
     turns, prompt, verdict, ok = yield from judge_messages(messages, rules)
     return Ask({**body, "messages": turns}, prompt, verdict, ok, rules)
 

@@ -34,6 +34,7 @@ __all__ = [
     "Ask",
     "Gate",
     "Give",
+    "UnfitError",
     "judge_messages",
     "judge_strings",
     "judge_text",
@@ -50,6 +51,14 @@ P = ParamSpec("P")
 # Made by the API, never by the model; noise to a moderator.
 _OPAQUE = {"id", "call_id", "item_id", "encrypted_content", "index", "status", "type"}
 _MODEL_MADE = {"arguments", "input"}  # in these, every name and value is the model's
+
+
+class UnfitError(ValueError):
+    """What a request says in its field `param` cannot be judged, or has no meaning."""
+
+    def __init__(self, param: str, message: str) -> None:
+        super().__init__(message)
+        self.param = param
 
 
 @dataclass(frozen=True, slots=True)
@@ -122,10 +131,10 @@ def of_upstream(
 
 
 def list_of(body: Mapping[str, Any], name: str) -> Sequence[Any]:
-    """The list under `name` in a request; none is an empty one. Raises ValueError."""
+    """The list under `name` in a request; none is an empty one. Raises UnfitError."""
     value = body.get(name)
     if not isinstance(value, list | tuple | None):
-        raise ValueError(f"{name} must be a list, not {type(value).__name__}")
+        raise UnfitError(name, f"{name} must be a list, not {type(value).__name__}")
     return value or ()
 
 

@@ -19,7 +19,7 @@ from starlette.types import Receive, Scope, Send
 
 from guardrail._openai_chat import CHAT
 from guardrail._openai_client import adrive, arun
-from guardrail._openai_flow import Ask
+from guardrail._openai_flow import Ask, UnfitError
 from guardrail._server_errors import ApiError, Json, json_bytes
 from guardrail._server_limits import Disconnected, paced, while_connected
 from guardrail._server_metrics import Metrics
@@ -125,6 +125,8 @@ class Chat:
     async def _ask(self) -> Ask:
         try:
             return await arun(CHAT.read(self.body, self.rules), self.guard)
+        except UnfitError as error:
+            raise ApiError(400, str(error), param=error.param) from None
         except ValueError as error:
             raise ApiError(400, str(error), param="messages") from None
 
