@@ -3,8 +3,9 @@
     python -m training.calibrate --model guardrail/models/small --data build/data
 
 On the validation split alone, per direction: a scaling per severity level and per category, chosen
-by cross-validated log-loss (`training.scaling`), then the thresholds. `minor` maximises F1 on the
-annotated texts among thresholds that flag at most a target share of the benign ones; `moderate` and
+by cross-validated log-loss (`training.scaling`), then the thresholds. `minor` maximises F1 (on
+answers the mean of F1 against the annotation and against people's own labels, where `--source` has
+any) among thresholds that flag at most a target share of the benign texts; `moderate` and
 `severe` maximise quadratic kappa; categories take one shared threshold, or each its own for a
 target rate of false positives, whichever names categories better across folds. Writes the
 manifest; a report gets the comparison, the thresholds' intervals, and what it costs to promise
@@ -35,6 +36,7 @@ from guardrail.policy import LEVELS
 from guardrail.taxonomy import Category, Direction
 from guardrail.verdict import Pair
 from training.data import Example, read_examples, targets
+from training.eval_sets import direction_of, held_out_sets, human_labels
 from training.scaling import Choice, choose
 from training.scoring import text_logits
 from training.thresholds import category_thresholds, fit_categories, fit_levels, risk_control
@@ -46,6 +48,8 @@ CLEARLY = 0.02  # share of log-loss from which isotonic regression would be wort
 class Args:
     model: Path = Path("guardrail/models/small")
     data: Path = Path("build/data")
+    source: Path = Path("../shared/data")
+    """Folder of the labelled data, for what people said of annotated answers."""
     target_fpr: float = 0.015
     """Benign answers that may be flagged, as a share."""
     target_fpr_input: float = 0.035
@@ -63,10 +67,12 @@ class Args:
 
 @dataclass(frozen=True)
 class Scored:
-    """Validation texts of one direction: annotated ones, benign ones, and their raw logits."""
+    """Validation texts of one direction: annotated ones, benign ones, ones with people's labels,
+    and the raw logits of all of them, in this order."""
 
     annotated: list[Example]
     benign: list[Example]
+    people: list[Example]
     severity: np.ndarray
     categories: np.ndarray
 
@@ -121,7 +127,8 @@ def markdown(report: dict[str, Any], delta: float) -> str:
     for direction in [d.value for d in Direction if d.value in report]:
         part = report[direction]
         lines += [
-            "", f"## {direction}: {part['annotated']} annotated, {part['benign']} benign", "",
+            "", f"## {direction}: {part['annotated']} annotated, {part['benign']} benign, "
+            f"{part['people']} labelled by people", "",
             "| head | scaling | log-loss off | on | isotonic | ECE off | on | by chance |",
             "|---|---|---|---|---|---|---|---|",
         ]  # fmt: skip
@@ -193,12 +200,14 @@ def _is_benign(example: Example) -> bool:
     return example.severity == 0 and example.source.startswith(("benign/", "over_refusal/"))
 
 
-def _scored(moderator: OnnxModerator, rows: Sequence[Example], label: str) -> Scored:
-    annotated = [e for e in rows if e.source.startswith("annotated/")]
-    benign = [e for e in rows if _is_benign(e)]
-    pairs = [Pair(e.prompt, e.response) for e in annotated + benign]
+def _scored(
+    moderator: OnnxModerator, rows: Sequence[Example], people: list[Example], label: str
+) -> Scored:
+    annotated = [e for e in rows if e.source.startswith("annotated/") and e.origin.get("severity")]
+    benign = [e for e in rows if _is_benign(e) and e.origin.get("severity")]
+    pairs = [Pair(e.prompt, e.response) for e in [*annotated, *benign, *people]]
     severity, categories = text_logits(moderator, pairs, label=label)
-    return Scored(annotated, benign, severity, categories)
+    return Scored(annotated, benign, people, severity, categories)
 
 
 def calibrate(
@@ -206,12 +215,16 @@ def calibrate(
 ) -> tuple[Calibration, dict[str, Any], dict[str, Any]]:
     """One direction: its scalings, its thresholds as the manifest has them, and the report."""
     n, truth, names = len(rows.annotated), rows.levels, rows.names
+    last = n + len(rows.benign)
     fitted, choices = fit_calibration(rows, other, args.few)
     severity, categories = calibrated(rows.severity, rows.categories, fitted)
     raw, _ = calibrated(rows.severity, rows.categories, Calibration())
     is_input = rows.annotated[0].response is None
     slack = args.slack_input if is_input else 0.0
-    levels = fit_levels(severity[:n], truth, severity[n:, 0], target_fpr, slack)
+    benign = severity[n:last, 0]
+    said = np.array([bool(e.unsafe) for e in rows.people])
+    people = (severity[last:, 0], said) if said.any() else None
+    levels = fit_levels(severity[:n], truth, benign, target_fpr, slack, people)
     flagged = severity[:n, 0] >= levels["minor"]
     own, ways = fit_categories(
         categories[:n], names, flagged, [e.prompt for e in rows.annotated], args.few
@@ -226,7 +239,7 @@ def calibrate(
         if found is not None
     }
     if len(rows.benign):
-        for_target = {"minor": threshold_for_rate(severity[n:, 0], target_fpr), **for_target}
+        for_target = {"minor": threshold_for_rate(benign, target_fpr), **for_target}
     thresholds = {
         "severity": {label: round(value, 3) for label, value in levels.items()},
         "categories": {c.value: round(float(t), 3) for c, t in zip(Category, own, strict=True)},
@@ -244,6 +257,7 @@ def calibrate(
     report = {
         "annotated": n,
         "benign": len(rows.benign),
+        "people": len(rows.people),
         "heads": heads,
         "thresholds": thresholds,
         "target_fpr": target_fpr,
@@ -251,18 +265,21 @@ def calibrate(
             name: {slot: getattr(t, slot) for slot in t.__slots__} for name, t in for_target.items()
         },
         "category_ways": ways,
-        "risk_control": risk_control(severity[:n], truth, severity[n:, 0], args.delta),
+        "risk_control": risk_control(severity[:n], truth, benign, args.delta),
     }
     return fitted, thresholds, report
 
 
 def main(args: Args) -> None:
     moderator = OnnxModerator(args.model, device="cpu", locate=False)
-    labelled = [e for e in read_examples(args.data, "validation") if e.origin.get("severity")]
+    examples = read_examples(args.data, "validation")
+    sets = held_out_sets(examples, human_labels(args.source))
+    people = [example for each in sets if each.kind == "human" for example in each.examples]
     scored = {
         direction: _scored(
             moderator,
-            [e for e in labelled if Pair(e.prompt, e.response).direction is direction],
+            [e for e in examples if direction_of(e) is direction],
+            [e for e in people if direction_of(e) is direction],
             direction.value,
         )
         for direction in Direction
@@ -284,8 +301,8 @@ def main(args: Args) -> None:
             "categories": [[round(x, 4) for x in pair] for pair in fitted.categories],
         }
         print(
-            f"{direction.value}: {part['annotated']} annotated, {part['benign']} benign: "
-            f"{found['severity']}"
+            f"{direction.value}: {part['annotated']} annotated, {part['benign']} benign, "
+            f"{part['people']} labelled by people: {found['severity']}"
         )
     path = args.report or args.data.parent / "calibration.md"
     path.parent.mkdir(parents=True, exist_ok=True)

@@ -33,16 +33,20 @@ def fit_levels(
     benign: np.ndarray,
     target_fpr: float,
     slack: float = 0.0,
+    people: tuple[np.ndarray, np.ndarray] | None = None,
 ) -> dict[str, float]:
-    """probability (n, 3) and truth (n,) of annotated texts; benign (m,) P(>= minor).
+    """probability (n, 3) and truth (n,) of annotated texts; benign (m,) P(>= minor); people (k,)
+    P(>= minor) of texts that people labelled, and what they said (k,) bool.
 
     `minor` flags at most `target_fpr` of the benign, and is the highest whose F1 is within `slack`
-    of the best; the others are where quadratic kappa is best.
+    of the best: F1 against the annotation, or the mean of that and F1 against people, where there
+    are any. The others are where quadratic kappa is best.
     """
     grid = np.arange(0.1, 0.91, 0.01)
     floor = threshold_for_rate(benign, target_fpr).value if len(benign) else 0.0
     allowed = [t for t in grid if t >= floor] or [max(floor, grid[-1])]
-    scores = [f1_score(truth > 0, probability[:, 0] >= t) for t in allowed]
+    labelled = [(probability[:, 0], truth > 0), *([people] if people is not None else [])]
+    scores = [np.mean([f1_score(unsafe, p >= t) for p, unsafe in labelled]) for t in allowed]
     minor = max(t for t, f1 in zip(allowed, scores, strict=True) if f1 >= max(scores) - slack)
 
     def called(moderate: float, severe: float) -> np.ndarray:

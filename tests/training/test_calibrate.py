@@ -97,6 +97,20 @@ def test_the_minor_threshold_flags_no_more_benign_texts_than_allowed() -> None:
     assert free["minor"] <= levels["minor"]
 
 
+def test_people_who_call_more_harmful_lower_the_minor_threshold_within_the_budget() -> None:
+    rng = np.random.default_rng(0)
+    truth = rng.integers(0, 4, 600)
+    p = 1 / (1 + np.exp(-(rng.normal(truth * 1.5 - 1.5, 1)[:, None] - np.array([0, 1.5, 3]))))
+    benign = rng.beta(1, 12, 400)
+    alone = fit_levels(p, truth, benign, 0.02)["minor"]
+    people = p[:, 0], p[:, 0] > 0.2
+    heeded = fit_levels(p, truth, benign, 0.02, people=people)["minor"]
+    assert 0.2 < heeded < alone
+    assert (benign >= heeded).mean() <= 0.02
+    strict = fit_levels(p, truth, benign, 0.0, people=people)["minor"]
+    assert strict > benign.max()
+
+
 def test_category_thresholds_keep_the_rate_and_skip_rare_categories() -> None:
     rng = np.random.default_rng(0)
     names = (rng.random((500, 3)) < np.array([0.3, 0.3, 0.002])).astype(float)
@@ -237,7 +251,7 @@ def test_the_calibration_report_is_markdown_and_its_figures_are_json() -> None:
     report = {
         "model": "tiny-1",
         "output": {
-            "annotated": 3, "benign": 2,
+            "annotated": 3, "benign": 2, "people": 4,
             "heads": {
                 "minor": {
                     "chosen": "none", "losses": {"none": 0.3, "isotonic": 0.2}, "ece_before": 0.1,
@@ -249,5 +263,6 @@ def test_the_calibration_report_is_markdown_and_its_figures_are_json() -> None:
         },
     }  # fmt: skip
     text = calibration_markdown(json.loads(json.dumps(report)), 0.1)
+    assert "3 annotated, 2 benign, 4 labelled by people" in text
     assert "better for ['minor']" in text
     assert "| severe | 0.1 | 3 | needs 22 |" in text
