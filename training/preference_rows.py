@@ -11,7 +11,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
-from training.data import Split, normalise
+from training.data import SPLITS, Split, normalise
 
 Kind = Literal["refusal", "redirect", "borderline", "benign"]
 KINDS: tuple[Kind, ...] = ("refusal", "redirect", "borderline", "benign")
@@ -102,7 +102,17 @@ def refuses(answer: str) -> bool:
 def _text(row: dict[str, Any], field: str) -> str:
     value = row.get(field)
     if not isinstance(value, str) or not value.strip():
-        raise ValueError(f"no {field!r}: a preference needs a prompt and two answers")
+        raise ValueError(f"no {field!r}: it has to be a text that is not empty")
+    return value
+
+
+def _one_of(row: dict[str, Any], field: str, allowed: tuple[Any, ...]) -> Any:
+    """The field's value. True is no 1 here, and neither is 1.0: a label of another type is a
+    mistake in what wrote it."""
+    value = row.get(field)
+    if not any(value == one and type(value) is type(one) for one in allowed):
+        shown = ", ".join("null" if one is None else str(one) for one in allowed)
+        raise ValueError(f"{field} is {value!r}, not one of {shown}")
     return value
 
 
@@ -110,17 +120,62 @@ def _side(row: dict[str, Any], field: str) -> int | None:
     """0, 1, or None for a tie; the field itself must be there."""
     if field not in row:
         raise ValueError(f"no {field!r}: 0, 1, or null for a tie")
-    if row[field] not in (0, 1, None):
-        raise ValueError(f"{field} is {row[field]!r}, not 0, 1 or null")
-    side: int | None = row[field]
+    side: int | None = _one_of(row, field, (0, 1, None))
     return side
+
+
+def _both(row: dict[str, Any], field: str, allowed: tuple[Any, ...]) -> tuple[Any, Any]:
+    """A value for each answer, (None, None) where the field is not there."""
+    values = row.get(field, [None, None])
+    if not isinstance(values, list | tuple) or len(values) != 2:
+        raise ValueError(f"{field} is {values!r}, not a list of two, one for each answer")
+    first, second = ({field: value} for value in values)
+    return _one_of(first, field, allowed), _one_of(second, field, allowed)
+
+
+def _safety(row: dict[str, Any], fields: tuple[str, str]) -> tuple[bool | None, bool | None]:
+    """Whether each answer is unsafe, from fields that say whether it is safe."""
+    first, second = (_one_of(row, field, (True, False, None)) for field in fields)
+    return None if first is None else not first, None if second is None else not second
+
+
+def from_built(row: dict[str, Any]) -> Preference:
+    """A row with the fields of `Preference`, such as `training.preferences build` writes."""
+    answers = row.get("answers")
+    if (
+        not isinstance(answers, list | tuple)
+        or len(answers) != 2
+        or not all(isinstance(answer, str) and answer.strip() for answer in answers)
+    ):
+        raise ValueError("answers are not two texts")
+    checked = {
+        "prompt": _text(row, "prompt"),
+        "answers": tuple(answers),
+        "source": _text(row, "source"),
+        "more_helpful": _one_of(row, "more_helpful", (0, 1, None)),
+        "less_harmful": _one_of(row, "less_harmful", (0, 1, None)),
+        "severity": _both(row, "severity", (0, 1, 2, 3, None)),
+        "unsafe": _both(row, "unsafe", (True, False, None)),
+        "split": _one_of({"split": "train"} | row, "split", SPLITS),
+    }
+    return Preference(**row | checked)
+
+
+def demonstration(row: dict[str, Any]) -> Demonstration:
+    """A row with the fields of `Demonstration`."""
+    checked = {
+        "prompt": _text(row, "prompt"),
+        "answer": _text(row, "answer"),
+        "kind": _one_of(row, "kind", KINDS),
+        "source": _text(row, "source"),
+        "split": _one_of({"split": "train"} | row, "split", SPLITS),
+    }
+    return Demonstration(**row | checked)
 
 
 def from_annotated(row: dict[str, Any]) -> Preference:
     """A row of `annotated_pairs`: both questions, and severities of both answers."""
-    levels = tuple(row.get(f"response_{side}_severity") for side in (0, 1))
-    if not all(level in (0, 1, 2, 3) for level in levels):
-        raise ValueError(f"severities {levels}, not 0-3 for each answer")
+    levels = [_one_of(row, f"response_{side}_severity", (0, 1, 2, 3)) for side in (0, 1)]
     return Preference(
         prompt=_text(row, "prompt"),
         answers=(_text(row, "response_0"), _text(row, "response_1")),
@@ -142,28 +197,26 @@ def from_chosen(row: dict[str, Any]) -> Preference | None:
     return Preference(
         prompt=_text(row, "prompt"),
         answers=(_text(row, "chosen"), _text(row, "rejected")),
-        source=row["source"],
+        source=_text(row, "source"),
         more_helpful=0 if dimension == "helpful" else None,
         less_harmful=0 if dimension == "harmless" else None,
-        unsafe=tuple(
-            None if row.get(f"{side}_safe") is None else not row[f"{side}_safe"]
-            for side in ("chosen", "rejected")
-        ),
+        unsafe=_safety(row, ("chosen_safe", "rejected_safe")),
     )
 
 
 def from_pku(row: dict[str, Any]) -> Preference:
     """A row of PKU-SafeRLHF (v1 field names)."""
-    safe = [row.get(f"is_response_{side}_safe") for side in (0, 1)]
-    levels = [row.get(f"response_{side}_severity_level") for side in (0, 1)]
+    unsafe = _safety(row, ("is_response_0_safe", "is_response_1_safe"))
+    levels = [_one_of(row, f"response_{n}_severity_level", (0, 1, 2, 3, None)) for n in (0, 1)]
+    severity = [0 if u is False else level for u, level in zip(unsafe, levels, strict=True)]
     return Preference(
         prompt=_text(row, "prompt"),
         answers=(_text(row, "response_0"), _text(row, "response_1")),
         source="pku",
         more_helpful=_side(row, "better_response_id"),
         less_harmful=_side(row, "safer_response_id"),
-        severity=tuple(0 if s else level for s, level in zip(safe, levels, strict=True)),
-        unsafe=tuple(None if s is None else not s for s in safe),
+        severity=(severity[0], severity[1]),
+        unsafe=unsafe,
     )
 
 

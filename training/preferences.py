@@ -17,6 +17,7 @@ from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
+from types import NoneType
 from typing import Any, Literal, TypeVar
 
 import tyro
@@ -36,12 +37,17 @@ from training.preference_rows import (
     Demonstration,
     Kind,
     Preference,
+    demonstration,
     from_annotated,
+    from_built,
     from_chosen,
     from_pku,
     merge,
     refuses,
 )
+
+Row = TypeVar("Row", Preference, Demonstration)
+Made = TypeVar("Made")
 
 __all__ = [
     "Demonstration",
@@ -102,15 +108,18 @@ def _converted(
 def _each(
     name: object,
     rows: Iterable[dict[str, Any]],
-    convert: Callable[[dict[str, Any]], Preference | None],
-) -> Iterator[Preference]:
+    convert: Callable[[dict[str, Any]], Made | None],
+) -> Iterator[Made]:
     for number, row in enumerate(rows, 1):
         try:
-            preference = convert(row)
+            if not isinstance(row, dict):
+                raise TypeError(f"a {type(row).__name__}, not an object with fields")
+            made = convert(row)
         except (ValueError, KeyError, TypeError) as error:
-            raise SystemExit(f"{name}:{number}: {error}: mend or remove this row") from error
-        if preference is not None:
-            yield preference
+            said = f"no {error}" if isinstance(error, KeyError) else error
+            raise SystemExit(f"{name}:{number}: {said}: mend or remove this row") from error
+        if made is not None:
+            yield made
 
 
 # Weak models of AlpacaEval, and sets of answers with tags or role play inside, teach bad habits.
@@ -122,7 +131,9 @@ _GOOD_SAFE += ("spard_refusal", "pku_v1_sft_safety")
 def load_demonstrations(folder: Path, pairs: Sequence[Preference]) -> list[Demonstration]:
     """Answers to imitate: those that annotators and people found harmless, and benign ones that
     comply."""
-    responses = list(read_jsonl(_file(folder, "annotated_responses")))
+    responses = list(
+        _answers(folder, "annotated_responses", severity=(int,), human_safe=(bool, NoneType))
+    )
     harmful = {normalise(r["prompt"]) for r in responses if r["severity"] > 0}
     harmful |= {normalise(p.prompt) for p in pairs if True in p.unsafe}
     found: list[Demonstration] = []
@@ -135,10 +146,25 @@ def load_demonstrations(folder: Path, pairs: Sequence[Preference]) -> list[Demon
         found.append(Demonstration(row["prompt"], row["response"], kind, row["source"]))
     found += [
         Demonstration(row["prompt"], row["response"], "benign", row["source"])
-        for row in read_jsonl(_file(folder, "benign"))
+        for row in _answers(folder, "benign")
         if any(name in row["source"] for name in _GOOD_BENIGN) and not refuses(row["response"])
     ]
     return list({(normalise(d.prompt), normalise(d.answer)): d for d in found}.values())
+
+
+def _answers(folder: Path, name: str, **more: tuple[type, ...]) -> Iterator[dict[str, Any]]:
+    """Rows of a file of answered prompts; more: further fields that they need, and their types."""
+    fields = {"prompt": (str,), "response": (str,), "source": (str,)} | more
+
+    def checked(row: dict[str, Any]) -> dict[str, Any] | None:
+        for field, types in fields.items():
+            if type(row[field]) not in types:
+                wanted = " or ".join(one.__name__ for one in types)
+                raise TypeError(f"{field} is {row[field]!r}, not a {wanted}")
+        return row if row["prompt"].strip() and row["response"].strip() else None
+
+    path = _file(folder, name)
+    return _each(path, read_jsonl(path), checked)
 
 
 def help_pairs(
@@ -189,8 +215,6 @@ def refuse_flipped(preferences: Sequence[Preference]) -> None:
 
 # --- splits --------------------------------------------------------------------------------------
 
-Row = TypeVar("Row", Preference, Demonstration)
-
 
 def split_map(known: dict[str, Split], prompts: Iterable[str]) -> dict[str, Split]:
     """The split of each normalised prompt: its own where it is known; else the most held out of
@@ -235,15 +259,11 @@ def _built(folder: Path, name: str, splits: Iterable[Split]) -> Iterator[Path]:
 
 
 def read_pairs(path: Path) -> list[Preference]:
-    """A file of preferences: a JSON object with the fields of `Preference` per line."""
-
-    def typed(row: dict[str, Any]) -> Preference:
-        if len(answers := tuple(row["answers"])) != 2 or not all(map(str.strip, answers)):
-            raise ValueError("answers are not two texts")
-        pairs = {name: tuple(row[name]) for name in ("severity", "unsafe") if name in row}
-        return Preference(**row | pairs | {"answers": answers})
-
-    return list(_each(path, read_jsonl(path), typed))
+    """A file of preferences: a JSON object with the fields of `Preference` per line. SystemExit
+    where it is missing, or names the line that is none."""
+    if not path.exists():
+        raise SystemExit(f"{path} is missing: a file of preferences, such as training.on_policy's")
+    return list(_each(path, read_jsonl(path), from_built))
 
 
 def read_preferences(folder: Path, *splits: Split) -> list[Preference]:
@@ -252,9 +272,9 @@ def read_preferences(folder: Path, *splits: Split) -> list[Preference]:
 
 
 def read_demonstrations(folder: Path, *splits: Split) -> list[Demonstration]:
-    """What `build` wrote, of the given splits."""
+    """What `build` wrote, of the given splits. SystemExit names the line that is none."""
     paths = _built(folder, "demonstrations", splits)
-    return [Demonstration(**row) for path in paths for row in read_jsonl(path)]
+    return [d for path in paths for d in _each(path, read_jsonl(path), demonstration)]
 
 
 def report_of(pairs: Sequence[Preference], demonstrations: Sequence[Demonstration]) -> str:

@@ -23,6 +23,7 @@ from training.preferences import (
     Preference,
     build,
     help_pairs,
+    load_demonstrations,
     load_pairs,
     read_demonstrations,
     read_pairs,
@@ -102,7 +103,8 @@ def test_a_pku_row_maps_onto_the_same_fields() -> None:
         ({"prompt": None}, "no 'prompt'"),
         ({"less_harmful": 2}, "less_harmful is 2"),
         ({"less_harmful": ...}, "no 'less_harmful'"),
-        ({"response_0_severity": 7}, "severities"),
+        ({"response_0_severity": 7}, "response_0_severity is 7"),
+        ({"more_helpful": True}, "more_helpful is True"),
     ],
 )
 def test_a_row_lacking_a_side_is_named_with_its_line(
@@ -240,6 +242,71 @@ def test_a_file_of_own_pairs_with_one_answer_is_refused(tmp_path: Path) -> None:
     row = asdict(tiny_preferences.pair(0)) | {"answers": ["only one"]}
     (tmp_path / "own.jsonl").write_text(json.dumps(row))
     with pytest.raises(SystemExit, match=r"own.jsonl:1: answers are not two texts"):
+        read_pairs(tmp_path / "own.jsonl")
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"prompt": None}, "no 'prompt'"),
+        ({"answers": "ab"}, "answers are not two texts"),
+        ({"answers": ["a", None]}, "answers are not two texts"),
+        ({"more_helpful": 5}, "more_helpful is 5, not one of 0, 1, null"),
+        ({"more_helpful": "0"}, "more_helpful is '0'"),
+        ({"less_harmful": True}, "less_harmful is True"),
+        ({"unsafe": [True]}, r"unsafe is \[True\], not a list of two"),
+        ({"unsafe": [1, 0]}, "unsafe is 1"),
+        ({"severity": [0, 4]}, "severity is 4"),
+        ({"split": "dev"}, "split is 'dev'"),
+        ({"colour": "red"}, "colour"),
+    ],
+)
+def test_a_preference_with_a_wrong_field_is_named_with_its_line(
+    tmp_path: Path, change: dict[str, Any], message: str
+) -> None:
+    good = asdict(tiny_preferences.pair(0))
+    tiny_preferences.write_rows(tmp_path / "own.jsonl", [good, good | change])
+    with pytest.raises(SystemExit, match=rf"own.jsonl:2: .*{message}"):
+        read_pairs(tmp_path / "own.jsonl")
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"answer": ...}, "no 'answer'"),
+        ({"answer": None}, "no 'answer'"),
+        ({"kind": "joke"}, "kind is 'joke'"),
+    ],
+)
+def test_a_demonstration_with_a_wrong_field_is_named_with_its_line(
+    tmp_path: Path, change: dict[str, Any], message: str
+) -> None:
+    good = asdict(tiny_preferences.demonstration(0))
+    bad = {k: v for k, v in (good | change).items() if v is not ...}
+    tiny_preferences.write_rows(tmp_path / "demonstrations.train.jsonl", [good, bad])
+    with pytest.raises(SystemExit, match=rf"demonstrations.train.jsonl:2: .*{message}"):
+        read_demonstrations(tmp_path, "train")
+
+
+def test_a_line_that_is_no_object_is_named(tmp_path: Path) -> None:
+    (tmp_path / "annotated_pairs.jsonl").write_text(json.dumps(ROW) + '\n["a", "b"]\n')
+    with pytest.raises(SystemExit, match=r"annotated_pairs.jsonl:2: a list, not an object"):
+        load_pairs(str(tmp_path))
+
+
+@pytest.mark.parametrize("lacking", ["severity", "response"])
+def test_an_answer_of_a_source_without_a_field_is_named_with_its_line(
+    tmp_path: Path, lacking: str
+) -> None:
+    row = {"prompt": "p", "response": "a", "source": "s", "severity": 0, "human_safe": None}
+    bad = {k: v for k, v in row.items() if k != lacking}
+    tiny_preferences.write_rows(tmp_path / "annotated_responses.jsonl", [row, bad])
+    with pytest.raises(SystemExit, match=rf"annotated_responses.jsonl:2: no '{lacking}'"):
+        load_demonstrations(tmp_path, [])
+
+
+def test_a_missing_file_of_own_pairs_is_said(tmp_path: Path) -> None:
+    with pytest.raises(SystemExit, match=r"own.jsonl is missing"):
         read_pairs(tmp_path / "own.jsonl")
 
 
