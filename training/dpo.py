@@ -12,8 +12,10 @@ log-probabilities computed once. Resumes; `summary.json` is written last.
 
 from __future__ import annotations
 
+import hashlib
 import json
 import random
+import shutil
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -169,9 +171,22 @@ def as_rows(choices: Sequence[Choice]) -> list[dict[str, Any]]:
 
 
 def dataset_of(choices: Sequence[Choice], folder: Path) -> Dataset:
-    """On disk, where the reference's log-probabilities are kept for a run that is resumed."""
-    if not (folder / "dataset_info.json").exists():
-        Dataset.from_list(as_rows(choices)).save_to_disk(str(folder))
+    """On disk, where the reference's log-probabilities are kept for a run that is resumed, with the
+    hash of the rows. SystemExit where other rows are there: a resumed run would mix two orders."""
+    rows = as_rows(choices)
+    ours = hashlib.sha256(json.dumps(rows).encode()).hexdigest()
+    mark = folder / "rows.sha256"
+    if not folder.exists():
+        partial = folder.with_suffix(".partial")
+        shutil.rmtree(partial, ignore_errors=True)
+        Dataset.from_list(rows).save_to_disk(str(partial))
+        (partial / mark.name).write_text(ours, encoding="utf-8")
+        partial.rename(folder)
+    if not mark.exists() or mark.read_text(encoding="utf-8") != ours:
+        raise SystemExit(
+            f"{folder} holds other pairs than the {len(rows)} of this run: the data has changed "
+            f"since it began. Put the data back, remove {folder.parent}, or choose another --out"
+        )
     return load_from_disk(str(folder))
 
 
@@ -213,11 +228,11 @@ def measure(
 
 
 def main(args: Args) -> None:
-    claim(args.out, args)
-    lm = open_policy(args)
+    extra = read_pairs(args.extra) if args.extra else []
     preferences = read_preferences(args.data, "train")
     refuse_flipped(preferences)
-    extra = read_pairs(args.extra) if args.extra else []
+    claim(args.out, args)
+    lm = open_policy(args)
 
     def fits(choice: Choice) -> bool:
         short = len(choice.prompt) + len(choice.better) + len(choice.worse) < 16 * args.max_tokens
@@ -236,15 +251,13 @@ def main(args: Args) -> None:
         if (side := better_of(p, args.preference)) is not None
         and fits(choice := Choice(p.prompt, p.answers[side], p.answers[1 - side], p.source))
     ][: min(args.held_out, args.limit or args.held_out)]
+    config = DPOConfig(
+        **config_fields(args, args.out, steps), beta=args.beta, precompute_ref_log_probs=True
+    )
+    with config.main_process_first(local=False):  # others read what it has written
+        pairs = dataset_of([chosen[i] for i in order], args.out / "pairs")
     trainer = Trainer(
-        model=lm.model,
-        args=DPOConfig(
-            **config_fields(args, args.out, steps),
-            beta=args.beta,
-            precompute_ref_log_probs=True,
-        ),
-        train_dataset=dataset_of([chosen[i] for i in order], args.out / "pairs"),
-        processing_class=lm.tokenizer,
+        model=lm.model, args=config, train_dataset=pairs, processing_class=lm.tokenizer
     )
     train(trainer, args.out)
     figures = held_out(trainer, lm, tested, args.beta)

@@ -30,7 +30,7 @@ from training.preferences import read_demonstrations
 from training.rollout import EndlessPrompts, rollout_prompts, sample, texts
 from training.scorers import open_scorer, refuse_wrong_sign
 from training.suppression_report import refuses, repetition
-from training.tuning import claim
+from training.tuning import claim, kept_rows
 
 _REPEATING = 0.3  # share of an answer's four-word runs that were there before
 
@@ -110,7 +110,8 @@ def choose(
 
 
 def draw_all(args: Args, lm: LanguageModel) -> list[list[Draw]]:
-    """The draws of each prompt; those of an earlier, stopped run are kept."""
+    """The draws of each prompt; whole batches of an earlier, stopped run are kept. The randomness
+    of a batch depends on seed and place alone, so that the draws are those of a run in one go."""
     harmful, benign = rollout_prompts(args.data, lm.tokenizer, args.prompt_tokens)
     pool = EndlessPrompts(harmful, benign, args.harmful_share, args.seed)
     asked = pool.batch(0, min(args.prompts, 2 * len(harmful), 2 * len(benign)))
@@ -118,9 +119,14 @@ def draw_all(args: Args, lm: LanguageModel) -> list[list[Draw]]:
     cost = open_scorer(args.cost, "cost")
     refuse_wrong_sign(cost, args.cost)  # a flipped one would choose the harmful answers
     path = args.out / "draws.jsonl"
-    lines = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
-    found = [[Draw(**row) for row in json.loads(line)] for line in lines]
     size, started = max(1, args.batch // args.draws), time.monotonic()
+    kept = kept_rows(path, size, len(asked))
+    found = [[Draw(**row) for row in group] for group in kept]
+    if [group[0].prompt for group in found] != [prompt for prompt, _ in asked[: len(found)]]:
+        raise SystemExit(
+            f"{path} holds draws for other prompts: {args.data} has changed since the run began. "
+            f"Put it back, remove {args.out}, or choose another --out"
+        )
     for first in range(len(found), len(asked), size):
         part = asked[first : first + size]
         rows = [row for row in part for _ in range(args.draws)]

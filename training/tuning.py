@@ -13,7 +13,7 @@ import math
 import os
 import signal
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -152,9 +152,11 @@ def check_loss(loss: torch.Tensor, batch: Mapping[str, Any], out: Path, step: in
         return
     path = out / "nan_batch.pt"
     torch.save({k: v.cpu() if torch.is_tensor(v) else v for k, v in batch.items()}, path)
+    good = last_checkpoint(out)
     raise SystemExit(
         f"the loss is {float(loss.detach()):g} at step {step}: stopped, its batch is in {path}. "
-        "The last checkpoint is from before it: lower the learning rate, or look at the batch"
+        + (f"The last checkpoint, {good}, is from before it" if good else "No checkpoint yet")
+        + ": lower the learning rate, or look at the batch"
     )
 
 
@@ -199,27 +201,107 @@ def last_checkpoint(out: Path) -> str | None:
     return str(max(found, key=lambda p: int(p.name.split("-")[1]))) if found else None
 
 
-_MAY_CHANGE = ("save_steps", "log_steps", "bases", "batch", "accumulate", "steps", "save_every")
+# --- what a folder holds is of one run -----------------------------------------------------------
+
+_MAY_CHANGE = ("save_steps", "log_steps", "bases", "steps", "save_every")
+_SHOWN = {"rows_per_update": "batch x accumulate x processes"}
+_AT_LEAST_ONE = (
+    "epochs", "batch", "accumulate", "max_tokens", "rank", "save_steps", "log_steps", "steps",
+    "rollouts", "minibatch", "new_tokens", "prompt_tokens", "window", "save_every", "prompts",
+    "draws", "tokens",
+)  # fmt: skip
 
 
-def claim(out: Path, args: TuningArgs) -> None:
-    """Write the arguments into `out`; SystemExit if a run with other ones is there."""
+def refuse_below_one(args: Any) -> None:
+    """SystemExit for a count among the arguments, such as --batch, that is less than 1."""
+    for name in _AT_LEAST_ONE:
+        if getattr(args, name, 1) < 1:
+            option = f"--{name.replace('_', '-')}"
+            raise SystemExit(f"{option} is {getattr(args, name)}: it has to be 1 or more")
+
+
+def weights_of(policy: str) -> str:
+    """What tells a policy from another in the same place: its adapter's sha256, or the base's
+    name."""
+    path = Path(policy) / "adapter_model.safetensors"
+    return sha256_of(path) if path.exists() else policy
+
+
+def claim(out: Path, args: Any) -> None:
+    """Write the arguments (a dataclass) into `out`/args.json; SystemExit if a run with other ones
+    is there.
+
+    A policy counts as its weights, so that one that was trained again is another. Rows may be
+    spread over steps and processes otherwise than before where an update sees as many of them.
+    """
+    refuse_below_one(args)
+    ours, may_change = asdict(args) | {"policy_weights": weights_of(args.policy)}, _MAY_CHANGE
+    if isinstance(args, TuningArgs):
+        ours["rows_per_update"] = rows_per_update(args)
+        may_change += ("batch", "accumulate")
     out.mkdir(parents=True, exist_ok=True)
-    ours = json.loads(json.dumps(asdict(args), default=str))
-    path = out / "args.json"
+    remember(out / "args.json", ours, may_change, beside=str(out))
+
+
+def remember(
+    path: Path, ours: Mapping[str, Any], may_change: Collection[str] = (), *, beside: str
+) -> None:
+    """Write to `path` what decides the results `beside` it; SystemExit where it names others.
+
+    beside: a file or folder, for messages. Only the main process writes, whole or not at all.
+    """
+    ours = json.loads(json.dumps(ours, default=str))
     if path.exists():
-        theirs = json.loads(path.read_text(encoding="utf-8"))
-        other = sorted(
-            name
-            for name in ours.keys() | theirs.keys()
-            if name not in _MAY_CHANGE and ours.get(name) != theirs.get(name)
-        )
+        theirs = _read_object(path, beside)
+        other = [
+            f"{_SHOWN.get(name, name)} ({theirs.get(name)}, now {ours.get(name)})"
+            for name in sorted(ours.keys() | theirs.keys())
+            if name not in may_change and ours.get(name) != theirs.get(name)
+        ]
         if other:
             raise SystemExit(
-                f"{out} holds a run with another {', '.join(other)}: resume it with the same "
+                f"{beside} is of a run with another {', '.join(other)}: resume it with the same "
                 "arguments, remove it, or choose another --out"
             )
-    path.write_text(json.dumps(ours, indent=1), encoding="utf-8")
+    if int(os.environ.get("RANK", "0")) == 0:
+        write_json(path, ours)
+
+
+def _read_object(path: Path, beside: str) -> dict[str, Any]:
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+        if not isinstance(found, dict):
+            raise ValueError(f"a {type(found).__name__}, not an object")
+    except ValueError as error:
+        raise SystemExit(
+            f"{path} is damaged or half written ({error}), so nobody knows which arguments "
+            f"{beside} is of: remove {beside}, or choose another --out"
+        ) from error
+    return found
+
+
+def kept_rows(path: Path, size: int, total: int) -> list[Any]:
+    """The rows of a .jsonl that grows by batches of `size` up to `total` rows; none where there is
+    no file. What a kill cut short, half a line or part of a batch, is cut off the file too: batches
+    are made anew as wholes, since the place in one decides the randomness."""
+    if not path.exists():
+        return []
+    # Not splitlines(): answers may hold other ends of line than "\n" unescaped.
+    lines = path.read_bytes().split(b"\n")[:-1]
+    if len(lines) < total:
+        lines = lines[: len(lines) // size * size]
+    if (whole := sum(len(line) + 1 for line in lines)) < path.stat().st_size:
+        os.truncate(path, whole)
+    rows = []
+    for number, line in enumerate(lines, 1):
+        try:
+            rows.append(json.loads(line))
+        except ValueError as error:
+            raise SystemExit(f"{path}:{number}: not JSON: {error}: remove this file") from error
+    return rows
+
+
+# --- running -------------------------------------------------------------------------------------
 
 
 def train(trainer: Any, out: Path) -> None:

@@ -101,14 +101,77 @@ def test_sft_stopped_by_a_signal_resumes_to_the_same_curve(
 
 
 def test_another_run_in_the_same_folder_is_refused(root: Path, tuned: Path) -> None:
-    with pytest.raises(SystemExit, match="holds a run with another learning_rate"):
+    with pytest.raises(SystemExit, match=r"is of a run with another learning_rate \(0.003, now 1"):
         sft.main(sft_args(root, tuned, epochs=2, learning_rate=1.0))
+
+
+def test_going_on_with_other_rows_per_update_is_refused(
+    root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out = tmp_path / "sft"
+    tuning.claim(out, sft_args(root, out, batch=4))
+    # As many rows, spread otherwise over steps and processes.
+    tuning.claim(out, sft_args(root, out, batch=2, accumulate=2))
+    with monkeypatch.context() as patch:
+        patch.setenv("WORLD_SIZE", "4")
+        tuning.claim(out, sft_args(root, out, batch=1))
+    for changes in ({"batch": 16}, {"accumulate": 2}):
+        with pytest.raises(SystemExit, match=r"another batch x accumulate x processes \(4, now"):
+            sft.main(sft_args(root, out, **changes))
+
+
+def test_going_on_from_a_policy_that_was_trained_again_is_refused(
+    root: Path, tmp_path: Path
+) -> None:
+    adapter = tmp_path / "adapter"
+    adapter.mkdir()
+    (adapter / "adapter_model.safetensors").write_bytes(b"first")
+    args = sft_args(root, tmp_path / "sft")
+    args.policy = str(adapter)
+    tuning.claim(args.out, args)
+    (adapter / "adapter_model.safetensors").write_bytes(b"second")
+    with pytest.raises(SystemExit, match="another policy_weights"):
+        tuning.claim(args.out, args)
+
+
+@pytest.mark.parametrize("left", ["", '{"policy": "x', "[]"])
+def test_arguments_that_are_half_written_are_an_error(
+    root: Path, tmp_path: Path, left: str
+) -> None:
+    (tmp_path / "args.json").write_text(left)
+    with pytest.raises(SystemExit, match=r"args.json is damaged or half written"):
+        tuning.claim(tmp_path, sft_args(root, tmp_path))
+
+
+def test_arguments_are_written_whole_by_the_main_process(
+    root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("RANK", "1")
+    tuning.claim(tmp_path, sft_args(root, tmp_path))
+    assert not (tmp_path / "args.json").exists()
+    monkeypatch.setenv("RANK", "0")
+    replaced = []
+    monkeypatch.setattr(tuning, "write_json", lambda path, data: replaced.append((path, data)))
+    tuning.claim(tmp_path, sft_args(root, tmp_path))
+    ((path, data),) = replaced  # write_json writes, then renames
+    assert path == tmp_path / "args.json"
+    assert data["rows_per_update"] == 4
+
+
+@pytest.mark.parametrize("name", ["batch", "accumulate", "epochs"])
+def test_a_count_of_zero_is_refused(root: Path, tmp_path: Path, name: str) -> None:
+    with pytest.raises(SystemExit, match=f"--{name} is 0: it has to be 1 or more"):
+        sft.main(sft_args(root, tmp_path / "sft", **{name: 0}))
+    assert not (tmp_path / "sft").exists()
 
 
 def test_a_loss_that_is_no_number_stops_the_run_with_its_batch_saved(
     root: Path, tmp_path: Path
 ) -> None:
-    with pytest.raises(SystemExit, match=r"the loss is nan at step \d+: stopped, its batch is in"):
+    with pytest.raises(
+        SystemExit,
+        match=r"the loss is nan at step \d+: stopped, its batch is in .*No checkpoint yet",
+    ):
         sft.main(sft_args(root, tmp_path / "nan", learning_rate=1e30))
     batch = torch.load(tmp_path / "nan" / "nan_batch.pt", weights_only=False)
     assert batch["input_ids"].shape[0] == 4
@@ -225,19 +288,37 @@ def test_on_policy_pairs_are_trained_on_beside_the_others(
     assert rows == {"annotated_pairs": 7, "on_policy": 2}
 
 
+def test_dpo_does_not_train_on_the_pairs_of_other_data(tmp_path: Path) -> None:
+    choices = [dpo.Choice(f"p{n}", "better", "worse", "s") for n in range(4)]
+    folder = tmp_path / "pairs"
+    (tmp_path / "pairs.partial").mkdir()  # what a kill left
+    first = dpo.dataset_of(choices, folder)
+    assert len(dpo.dataset_of(choices, folder)) == len(first) == 4
+    assert not (tmp_path / "pairs.partial").exists()
+    for other in (choices[:3], choices[::-1], [dpo.Choice("p", "a", "b", "s")] * 4):
+        with pytest.raises(SystemExit, match="holds other pairs than"):
+            dpo.dataset_of(other, folder)
+
+
+def test_dpo_without_its_extra_pairs_says_so_before_anything_else(
+    root: Path, tuned: Path, tmp_path: Path
+) -> None:
+    with pytest.raises(SystemExit, match=r"own.jsonl is missing"):
+        dpo.main(dpo_args(root, tuned, tmp_path / "dpo", extra=tmp_path / "own.jsonl"))
+    assert not (tmp_path / "dpo").exists()
+
+
 # --- processes -----------------------------------------------------------------------------------
 
 
-def test_two_processes_take_the_steps_of_one_with_a_double_batch(
-    root: Path, tuned: Path, tmp_path: Path
-) -> None:
+def launch_two(root: Path, recipe: str, policy: Path, out: Path, *options: str) -> None:
+    """The arguments of `common`, with half the batch for each of two processes."""
     config = Path(__file__).parents[2] / "training" / "configs" / "cpu2.yaml"
     command = [sys.executable, "-m", "accelerate.commands.launch", "--config_file", str(config)]
-    command += ["-m", "training.sft", "--policy", str(root / "base"), "--data", str(root / "data")]
-    command += ["--bases", str(root), "--out", str(tmp_path / "two"), "--no-bf16"]
+    command += ["-m", f"training.{recipe}", "--policy", str(policy), "--data", str(root / "data")]
+    command += ["--bases", str(root), "--out", str(out), "--no-bf16"]
     command += ["--max-tokens", "96", "--rank", "4", "--batch", "2", "--log-steps", "1"]
-    command += ["--save-steps", "100", "--learning-rate", "3e-3", "--epochs", "2"]
-    command += [part for k, n in SFT_ROWS.items() for part in (f"--rows.{k}", str(n))]
+    command += ["--save-steps", "100", "--learning-rate", "3e-3", *options]
     done = subprocess.run(
         command,
         cwd=Path(__file__).parents[2],
@@ -248,7 +329,23 @@ def test_two_processes_take_the_steps_of_one_with_a_double_batch(
         check=False,
     )
     assert done.returncode == 0, done.stderr[-3000:]
+
+
+def test_two_processes_take_the_steps_of_one_with_a_double_batch(
+    root: Path, tuned: Path, tmp_path: Path
+) -> None:
+    rows = [part for k, n in SFT_ROWS.items() for part in (f"--rows.{k}", str(n))]
+    launch_two(root, "sft", root / "base", tmp_path / "two", "--epochs", "2", *rows)
     assert losses(tmp_path / "two") == pytest.approx(losses(tuned), abs=2e-4)
+
+
+def test_two_processes_of_dpo_share_the_pairs_that_one_wrote(
+    root: Path, tuned: Path, tmp_path: Path
+) -> None:
+    options = ("--pairs", "8", "--help-pairs", "0", "--held-out", "0")
+    launch_two(root, "dpo", tuned, tmp_path / "two", *options)
+    assert (tmp_path / "two" / "pairs" / "rows.sha256").exists()
+    assert losses(tmp_path / "two")[0] == pytest.approx(0.6931, abs=1e-3)
 
 
 @pytest.mark.parametrize("name", ["ddp", "fsdp", "deepspeed_zero3", "cpu2"])

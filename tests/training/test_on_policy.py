@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import random
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -90,36 +91,45 @@ def test_what_follows_the_last_whole_sentence_is_cut(answer: str, kept: str) -> 
     assert whole_sentences(answer) == kept
 
 
-def test_a_stopped_run_goes_on_to_the_same_pairs(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+@pytest.fixture
+def args(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> on_policy.Args:
+    """Of a run that asks 12 prompts, four of them in a batch."""
     base = tiny_policy.llama(tmp_path / "base")
     tiny_preferences.write(tmp_path / "data")
     cost = tiny_policy.scorer(tmp_path / "cost", "cost")
     # Tiny models end no sentence.
     monkeypatch.setattr(on_policy, "whole_sentences", str.strip)
+    return on_policy.Args(
+        policy=str(base), cost=cost, data=tmp_path / "data", bases=tmp_path,
+        out=tmp_path / "whole", prompts=12, draws=2, new_tokens=8, margin=0.0, batch=8,
+    )  # fmt: skip
 
-    def run(out: Path, after: int | None = None) -> on_policy.Args:
-        args = on_policy.Args(
-            policy=str(base), cost=cost, data=tmp_path / "data", bases=tmp_path, out=out,
-            prompts=12, draws=2, new_tokens=8, margin=0.0, batch=8,
-        )  # fmt: skip
-        if after is not None:
-            out.mkdir()
-            lines = (tmp_path / "whole" / "draws.jsonl").read_text().splitlines(keepends=True)
-            (out / "draws.jsonl").write_text("".join(lines[:after]))
-        on_policy.main(args)
-        return args
 
-    run(tmp_path / "whole")
-    run(tmp_path / "resumed", after=4)
-    draws = (tmp_path / "whole" / "draws.jsonl").read_text()
-    assert draws == (tmp_path / "resumed" / "draws.jsonl").read_text()
-    assert len(draws.splitlines()) == 12
-    assert {row["harmful"] for line in draws.splitlines() for row in json.loads(line)} == {
-        True,
-        False,
-    }
-    pairs = read_pairs(tmp_path / "whole" / "pairs.jsonl")
+def test_a_stopped_run_goes_on_to_the_same_pairs(args: on_policy.Args) -> None:
+    on_policy.main(args)
+    draws = (args.out / "draws.jsonl").read_bytes()
+    lines = draws.splitlines(keepends=True)
+    assert len(lines) == 12
+    assert {row["harmful"] for line in lines for row in json.loads(line)} == {True, False}
+    pairs = read_pairs(args.out / "pairs.jsonl")
     assert pairs
-    assert pairs == read_pairs(tmp_path / "resumed" / "pairs.jsonl")
+    # What a kill leaves: whole batches, part of one, half a line.
+    for name, kept in (("between", lines[:4]), ("within", [*lines[:6], lines[6][:30]])):
+        out = args.out.with_name(name)
+        out.mkdir()
+        (out / "draws.jsonl").write_bytes(b"".join(kept))
+        on_policy.main(replace(args, out=out))
+        assert (out / "draws.jsonl").read_bytes() == draws
+        assert read_pairs(out / "pairs.jsonl") == pairs
+
+
+def test_draws_of_other_batches_or_to_other_prompts_are_not_gone_on_with(
+    args: on_policy.Args,
+) -> None:
+    on_policy.main(replace(args, prompts=4))
+    with pytest.raises(SystemExit, match=r"another batch \(8, now 12\)"):
+        on_policy.main(replace(args, prompts=4, batch=12))
+    path = args.out / "draws.jsonl"
+    path.write_text(path.read_text().replace("number", "no"))
+    with pytest.raises(SystemExit, match="holds draws for other prompts"):
+        on_policy.main(replace(args, prompts=4))
