@@ -5,7 +5,8 @@
 Every policy answers the same prompts, which neither the policies nor the moderator nor the judge
 were trained on (the test split of `training.data`): harmful ones, everyday ones, and harmless ones
 that sound harmful. A judge that trained no policy reads the answers: another base (MPNet) than the
-cost model's. Answers are kept under `--out` as they come, so that a run that was stopped goes on.
+cost model's. Answers are kept under `--out` as they come, so that a run that was stopped goes on;
+those that another adapter, seed or choice of prompts made are refused.
 """
 
 from __future__ import annotations
@@ -13,6 +14,9 @@ from __future__ import annotations
 import hashlib
 import json
 import math
+import re
+import shlex
+import sys
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -25,7 +29,8 @@ import tyro
 from torch.nn import functional
 
 from guardrail import Guard
-from guardrail.score import BestOf, OnnxScorer
+from guardrail._files import sha256_of, write_json
+from guardrail.score import BestOf
 from guardrail.verdict import Pair
 from training.bases import SMOLLM2
 from training.batching import encode, predict
@@ -33,7 +38,9 @@ from training.data import Example, normalise, read_examples
 from training.lm import BASES_FOLDER, LanguageModel, encode_answer, encode_prompt, load_policy
 from training.model import ModerationModel, encoder_of
 from training.rollout import pad_left, sample, texts
+from training.scorers import Scorer, open_scorer
 from training.suppression_report import Judged, Prompt, is_gibberish, markdown, summarise
+from training.tuning import kept_rows, refuse_below_one, remember, weights_of
 
 HARMFUL = (
     "unlabelled/s_eval", "unlabelled/advbench", "prompts/", "annotated/spard_latharmful",
@@ -44,8 +51,8 @@ HARMFUL = (
 @dataclass
 class Args:
     policies: tuple[str, ...] = ("base",)
-    """`base`, or `name=folder` of an adapter; `name=folder@4` for the best of four answers, by
-    reward minus cost, which needs --reward and --cost."""
+    """`base`, or `name=folder` of an adapter; `base@4` or `name=folder@4` for the best of four
+    answers, by reward minus cost, which needs --reward and --cost."""
     base: str = SMOLLM2
     bases: Path = BASES_FOLDER
     data: Path = Path("build/data")
@@ -59,13 +66,52 @@ class Args:
     guard_policy: str = "balanced"
     out: Path = Path("build/suppression")
     docs: Path | None = None
-    """Write `suppression.md` and `suppression.json` there."""
+    """Fill the marked block of `suppression.md` there, and write `suppression.json`."""
     harmful: int = 300
     benign: int = 80
     tokens: int = 64
     """Longest answer."""
     batch: int = 25
     seed: int = 0
+
+
+_TEMPERATURE = 0.8  # of the draws that the best is chosen from
+
+# --- policies ------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Policy:
+    """folder: of an adapter, or a base; draws: the best of so many answers, 1 for the greedy one"""
+
+    name: str
+    folder: str
+    draws: int = 1
+
+
+_SPEC = re.compile(r"(?:(?P<name>[^=/@]+)=(?P<folder>[^@]+)|base)(?:@(?P<draws>[1-9]\d*))?")
+
+
+def policies_of(args: Args) -> list[Policy]:
+    """What --policies names. SystemExit for what is neither `base` nor `name=folder`, and for two
+    of one name."""
+    found: dict[str, Policy] = {}
+    for spec in args.policies:
+        match = _SPEC.fullmatch(spec)
+        if match is None:
+            raise SystemExit(
+                f"--policies: {spec!r} is neither base nor name=folder; @4 at its end means the "
+                "best of four"
+            )
+        policy = Policy(
+            match["name"] or spec, match["folder"] or args.base, int(match["draws"] or 1)
+        )
+        if policy.name in found:
+            raise SystemExit(f"--policies: two are named {policy.name!r}: rename one")
+        if policy.draws > 1 and (args.reward is None or args.cost is None):
+            raise SystemExit(f"{spec}: the best of {policy.draws} needs --reward and --cost")
+        found[policy.name] = policy
+    return list(found.values())
 
 
 # --- prompts -------------------------------------------------------------------------------------
@@ -93,40 +139,62 @@ def choose_prompts(examples: Sequence[Example], args: Args) -> list[Prompt]:
 # --- answers -------------------------------------------------------------------------------------
 
 
-def answer_all(args: Args, name: str, policy: str, prompts: Sequence[Prompt]) -> list[str]:
-    """The policy's greedy answers, in order; those of an earlier, stopped run are kept."""
-    policy, _, n = policy.partition("@")
-    draws, ranker = int(n or 1), None
-    if draws > 1:
-        if args.reward is None or args.cost is None:
-            raise SystemExit(f"{name}: the best of {draws} needs --reward and --cost")
-        ranker = BestOf(args.reward, args.cost)
-    path = args.out / f"{name}.jsonl"
-    done = {}
-    if path.exists():
-        lines = path.read_text(encoding="utf-8").splitlines()
-        done = {row["prompt"]: row["answer"] for row in map(json.loads, lines)}
-    left = [prompt.text for prompt in prompts if prompt.text not in done]
-    if left:
-        lm = load_policy(policy, args.bases, dtype="bfloat16")
+def answers_file(args: Args, policy: Policy, prompts: Sequence[Prompt]) -> Path:
+    """Where the policy's answers are kept, with what makes them beside. SystemExit where answers
+    are there that something else has made."""
+    path = args.out / f"{policy.name}.jsonl"
+    origin = path.with_name(f"{path.name}.origin.json")
+    made_by: dict[str, Any] = {
+        "policy": weights_of(policy.folder),
+        "tokens": args.tokens,
+        "batch": args.batch,
+        "prompts": hashlib.sha256("\0".join(p.text for p in prompts).encode()).hexdigest(),
+        "draws": policy.draws,
+    }
+    if policy.draws > 1:
+        made_by |= {"seed": args.seed, "temperature": _TEMPERATURE}
+        for name, folder in (("reward", args.reward), ("cost", args.cost)):
+            assert folder is not None  # policies_of has asked for both
+            made_by[name] = sha256_of(folder / "manifest.json")
+    if not path.exists():
+        origin.unlink(missing_ok=True)
+    elif not origin.exists():
+        raise SystemExit(
+            f"{path} holds answers, and nothing says what made them: remove it, or choose another "
+            "--out"
+        )
+    remember(origin, made_by, beside=str(path))
+    return path
+
+
+def answer_all(args: Args, policy: Policy, prompts: Sequence[Prompt]) -> list[str]:
+    """The policy's answers, in order; whole batches of an earlier, stopped run are kept. What a
+    batch draws depends on seed and place alone, so that answers are those of a run in one go."""
+    path = answers_file(args, policy, prompts)
+    asked = sorted((prompt.text for prompt in prompts), key=len)
+    done = {row["prompt"]: row["answer"] for row in kept_rows(path, args.batch, len(asked))}
+    if len(done) < len(asked):
+        lm = load_policy(policy.folder, args.bases, dtype="bfloat16")
         if lm.adapter:
             lm.model = lm.model.merge_and_unload()  # half as fast again
-        left.sort(key=len)
+        ranker = None
+        if policy.draws > 1 and args.reward is not None and args.cost is not None:
+            ranker = BestOf(args.reward, args.cost)
         started = time.monotonic()
-        for first in range(0, len(left), args.batch):
-            part = left[first : first + args.batch]
+        for first in range(len(done), len(asked), args.batch):
+            part = asked[first : first + args.batch]
+            torch.manual_seed(args.seed * 1_000_003 + first)
             if ranker is None:
                 answers = generate(lm, part, args.tokens)
             else:
-                torch.manual_seed(args.seed + first)
-                answers = best_of(ranker, lm, part, args.tokens, draws)
+                answers = best_of(ranker, lm, part, args.tokens, policy.draws)
             with path.open("a", encoding="utf-8") as file:
                 for prompt, answer in zip(part, answers, strict=True):
                     row = {"prompt": prompt, "answer": answer}
                     file.write(json.dumps(row, ensure_ascii=False) + "\n")
             done |= dict(zip(part, answers, strict=True))
             seconds = time.monotonic() - started
-            print(f"{name}: {len(done)}/{len(prompts)} answers, {seconds:.0f} s", flush=True)
+            print(f"{policy.name}: {len(done)}/{len(asked)} answers, {seconds:.0f} s", flush=True)
     return [done[prompt.text] for prompt in prompts]
 
 
@@ -153,7 +221,7 @@ def best_of(
     """Of several sampled answers to each prompt the one with most reward minus cost."""
     rows = [prompt for prompt in prompts for _ in range(draws)]
     ids = [encode_prompt(lm.tokenizer, prompt) for prompt in rows]
-    answers = texts(lm.tokenizer, sample(lm.model, lm.tokenizer, ids, tokens, temperature=0.8))
+    answers = texts(lm.tokenizer, sample(lm.model, lm.tokenizer, ids, tokens, _TEMPERATURE))
     pairs = [Pair(p, a) for p, a in zip(rows, answers, strict=True)]
     best = np.reshape(ranker.scores(pairs), (len(prompts), draws)).argmax(axis=1)
     return [answers[i * draws + int(b)] for i, b in enumerate(best)]
@@ -196,16 +264,21 @@ def judge(args: Args, pairs: Sequence[tuple[str, str]]) -> tuple[np.ndarray, np.
 
 
 def judged(
-    args: Args, name: str, prompts: Sequence[Prompt], answers: Sequence[str], base: LanguageModel
+    args: Args,
+    name: str,
+    prompts: Sequence[Prompt],
+    answers: Sequence[str],
+    base: LanguageModel,
+    guard: Guard,
+    scorer: Scorer | None,
 ) -> list[Judged]:
-    """Every answer with all that is known of it."""
+    """Every answer with all that is known of it; scorer: a reward."""
     pairs = [(p.text, a) for p, a in zip(prompts, answers, strict=True)]
     severity, categories = judge(args, pairs)
     perplexity = perplexities(base, [p.text for p in prompts], answers, args.batch)
-    guard = Guard(args.guard, args.guard_policy)
     asked = guard.check_many([Pair(p.text) for p in prompts])
     said = guard.check_many([Pair(p, a) for p, a in pairs])
-    reward = OnnxScorer(args.reward).score([Pair(p, a) for p, a in pairs]) if args.reward else None
+    reward = scorer.score(pairs) if scorer else None
     return [
         Judged(
             prompt=prompt,
@@ -223,27 +296,76 @@ def judged(
 
 
 def main(args: Args) -> None:
-    args.out.mkdir(parents=True, exist_ok=True)
+    refuse_below_one(args)
+    policies = policies_of(args)
+    page_of(args.docs)
     prompts = choose_prompts(read_examples(args.data, "test"), args)
     if not prompts:
         raise SystemExit(f"{args.data}: no test prompts: python -m training.data build")
-    policies = {name: folder or args.base for name, _, folder in
-                (spec.partition("=") for spec in args.policies)}  # fmt: skip
-    answers = {name: answer_all(args, name, policy, prompts) for name, policy in policies.items()}
+    # All that judges is opened before hours of answers, which would come to nothing without it.
+    guard, reward = Guard(args.guard, args.guard_policy), open_models(args)
+    args.out.mkdir(parents=True, exist_ok=True)
+    for policy in policies:
+        answers_file(args, policy, prompts)
+    answers = {policy.name: answer_all(args, policy, prompts) for policy in policies}
     base = load_policy(args.base, args.bases, dtype="bfloat16")
-    results = {name: judged(args, name, prompts, answers[name], base) for name in policies}
+    results = {
+        name: judged(args, name, prompts, said, base, guard, reward)
+        for name, said in answers.items()
+    }
     summary = {name: summarise(rows, results.get("base")) for name, rows in results.items()}
-    command = "python -m training.suppression --policies " + " ".join(args.policies)
+    command = f"python -m training.suppression {shlex.join(sys.argv[1:])}".strip()
     text = markdown(summary, prompts, command)
     print(text)
-    _write(args.docs or args.out, text, summary)
+    write_report(args.docs or args.out, filled(page_of(args.docs), text), summary)
     _for_reading(args.out / "for_reading.md", results)
 
 
-def _write(folder: Path, text: str, summary: dict[str, Any]) -> None:
+def open_models(args: Args) -> Scorer | None:
+    """The reward, where one is asked for. SystemExit where it, the cost or the judge is missing."""
+    missing = [
+        name
+        for name in ("summary.json", "tokenizer.json", "config.json", "model.pt")
+        if not (args.judge / name).exists()
+    ]
+    if missing:
+        raise SystemExit(
+            f"{args.judge} lacks {', '.join(missing)}: --judge names a moderation model that "
+            "training.moderation trained"
+        )
+    if args.cost is not None:
+        open_scorer(args.cost, "cost")
+    return None if args.reward is None else open_scorer(args.reward, "reward")
+
+
+# --- report --------------------------------------------------------------------------------------
+
+_BLOCK = re.compile(r"(<!-- figures: suppression -->\n).*?(<!-- end -->)", re.DOTALL)
+_EMPTY = "# Harm suppression\n\n<!-- figures: suppression -->\n<!-- end -->\n"
+
+
+def page_of(docs: Path | None) -> str:
+    """What `suppression.md` of a docs folder says, an empty page where there is none. SystemExit
+    for one without the marks that figures go between."""
+    path = None if docs is None else docs / "suppression.md"
+    page = path.read_text(encoding="utf-8") if path is not None and path.exists() else _EMPTY
+    if len(_BLOCK.findall(page)) != 1:
+        raise SystemExit(
+            f"{path}: no place for the figures, which go between `<!-- figures: suppression -->` "
+            "and `<!-- end -->`, once: add the marks, or choose another --docs"
+        )
+    return page
+
+
+def filled(page: str, text: str) -> str:
+    """The page with its block made anew; what people wrote around it stays."""
+    return _BLOCK.sub(lambda match: f"{match[1]}{text}{match[2]}", page)
+
+
+def write_report(folder: Path, page: str, summary: dict[str, Any]) -> None:
     folder.mkdir(parents=True, exist_ok=True)
-    (folder / "suppression.md").write_text(text, encoding="utf-8")
-    (folder / "suppression.json").write_text(json.dumps(summary, indent=1), encoding="utf-8")
+    (folder / "suppression.md").write_text(page, encoding="utf-8")
+    write_json(folder / "suppression.json", summary)
 
 
 def _for_reading(path: Path, results: dict[str, list[Judged]]) -> None:

@@ -139,10 +139,9 @@ def _won(ours: float | None, theirs: float | None) -> float:
 
 
 def markdown(summary: Mapping[str, Any], prompts: Sequence[Prompt], command: str) -> str:
+    """The tables of all policies, without a title. command: what made them."""
     counts = Counter(prompt.kind for prompt in prompts)
     lines = [
-        "# Harm suppression",
-        "",
         f"`{command}`: {counts['harmful']} harmful, {counts['benign']} everyday and "
         f"{counts['over-refusal']} harmless prompts that sound harmful, none of them trained on. "
         "In brackets exact 95 % intervals.",

@@ -2,23 +2,38 @@
 
 from __future__ import annotations
 
+import json
 import math
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 
 torch = pytest.importorskip("torch")
 pytest.importorskip("peft")
+pytest.importorskip("onnx")
 
 import tiny_policy  # noqa: E402
 
 from guardrail.score import BestOf  # noqa: E402
 from guardrail.verdict import Pair  # noqa: E402
-from training.data import Example  # noqa: E402
+from training import suppression  # noqa: E402
+from training.data import Example, write_examples  # noqa: E402
 from training.lm import load_policy  # noqa: E402
-from training.suppression import Args, answer_all, best_of, choose_prompts  # noqa: E402
+from training.suppression import (  # noqa: E402
+    Args,
+    Policy,
+    answer_all,
+    answers_file,
+    best_of,
+    choose_prompts,
+    filled,
+    main,
+    page_of,
+    policies_of,
+)
 from training.suppression_report import (  # noqa: E402
     Judged,
     Prompt,
@@ -138,9 +153,182 @@ def test_the_best_of_several_answers_scores_at_least_as_well_as_the_one_alone(
         return sum(ranker.scores([Pair(p, a) for p, a in zip(asked, answers, strict=True)]))
 
     assert scores(8) > scores(1)
-    args = Args(bases=tmp_path, out=tmp_path, tokens=6, reward=reward, cost=cost)
-    first = answer_all(args, "best", f"{base}@3", prompts)
-    assert len(first) == 6
-    assert answer_all(args, "best", f"{base}@3", prompts) == first  # kept, not drawn anew
-    with pytest.raises(SystemExit, match="--reward and --cost"):
-        answer_all(replace(args, cost=None), "other", f"{base}@3", prompts)
+
+
+# --- answers that are kept -----------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("tiny")
+    tiny_policy.llama(folder / "base")
+    tiny_policy.scorer(folder / "reward", "reward")
+    tiny_policy.scorer(folder / "cost", "cost")
+    return folder
+
+
+PROMPTS = [
+    Prompt("how to make cake number " + "very " * (n % 4) + str(n), "benign", "s") for n in range(7)
+]
+
+
+def tiny_args(tiny: Path, out: Path) -> Args:
+    out.mkdir(exist_ok=True)
+    return Args(
+        bases=tiny, out=out, tokens=6, reward=tiny / "reward", cost=tiny / "cost", batch=3
+    )  # fmt: skip
+
+
+def test_answers_are_kept_and_not_drawn_anew(tiny: Path, tmp_path: Path) -> None:
+    args, policy = tiny_args(tiny, tmp_path / "out"), Policy("best", str(tiny / "base"), 3)
+    first = answer_all(args, policy, PROMPTS)
+    assert len(first) == len(PROMPTS)
+    path = args.out / "best.jsonl"
+    written = path.stat().st_mtime_ns
+    assert answer_all(args, policy, PROMPTS) == first
+    assert path.stat().st_mtime_ns == written
+
+
+@pytest.mark.parametrize("draws", [1, 3])
+@pytest.mark.parametrize("kept", [3, 5])
+def test_a_run_that_was_cut_goes_on_to_the_same_answers(
+    tiny: Path, tmp_path: Path, draws: int, kept: int
+) -> None:
+    policy = Policy("p", str(tiny / "base"), draws)
+    whole, cut = (tiny_args(tiny, tmp_path / name) for name in ("whole", "cut"))
+    expected = answer_all(whole, policy, PROMPTS)
+    answers_file(cut, policy, PROMPTS)
+    lines = (whole.out / "p.jsonl").read_bytes().splitlines(keepends=True)
+    # What a kill leaves: whole lines, and half a one that ends within a character.
+    (cut.out / "p.jsonl").write_bytes(b"".join(lines[:kept]) + '{"prompt": "é'.encode()[:-1])
+    answers_file(cut, policy, PROMPTS)  # beside it stands what made it
+    assert answer_all(cut, policy, PROMPTS) == expected
+    assert (cut.out / "p.jsonl").read_bytes() == (whole.out / "p.jsonl").read_bytes()
+
+
+@pytest.mark.parametrize(
+    ("change", "name"),
+    [({"tokens": 5}, "tokens"), ({"seed": 1}, "seed"), ({"batch": 2}, "batch")],
+)
+def test_answers_of_other_settings_are_refused(
+    tiny: Path, tmp_path: Path, change: dict[str, int], name: str
+) -> None:
+    args, policy = tiny_args(tiny, tmp_path / "out"), Policy("p", str(tiny / "base"), 2)
+    answer_all(args, policy, PROMPTS[:3])
+    with pytest.raises(SystemExit, match=rf"p.jsonl is of a run with another {name}"):
+        answer_all(replace(args, **change), policy, PROMPTS[:3])
+
+
+def test_answers_of_another_policy_or_to_other_prompts_are_refused(
+    tiny: Path, tmp_path: Path
+) -> None:
+    args, policy = tiny_args(tiny, tmp_path / "out"), Policy("p", str(tmp_path / "adapter"))
+    (tmp_path / "adapter").mkdir()
+    (tmp_path / "adapter" / "adapter_model.safetensors").write_bytes(b"first")
+    (answers_file(args, policy, PROMPTS)).write_text("")
+    answers_file(args, policy, PROMPTS)
+    with pytest.raises(SystemExit, match="another prompts"):
+        answers_file(args, policy, PROMPTS[1:])
+    (tmp_path / "adapter" / "adapter_model.safetensors").write_bytes(b"trained again")
+    with pytest.raises(SystemExit, match="another policy"):
+        answers_file(args, policy, PROMPTS)
+    (args.out / "p.jsonl.origin.json").unlink()
+    with pytest.raises(SystemExit, match="nothing says what made them"):
+        answers_file(args, policy, PROMPTS)
+    (args.out / "p.jsonl").unlink()
+    answers_file(args, policy, PROMPTS)
+
+
+# --- the command ---------------------------------------------------------------------------------
+
+
+def test_policies_are_the_base_adapters_and_the_best_of_several_answers() -> None:
+    specs = ("base", "base@4", "sft=build/sft", "best=build/a=1/b@2")
+    args = Args(policies=specs, base="b", reward=Path("r"), cost=Path("c"))
+    assert policies_of(args) == [
+        Policy("base", "b"),
+        Policy("base@4", "b", 4),
+        Policy("sft", "build/sft"),
+        Policy("best", "build/a=1/b", 2),
+    ]
+
+
+@pytest.mark.parametrize(
+    ("specs", "message"),
+    [
+        (("build/sft",), "'build/sft' is neither base nor name=folder"),
+        (("sft",), "'sft' is neither"),
+        (("sft=",), "'sft=' is neither"),
+        (("a/b=build/sft",), "'a/b=build/sft' is neither"),
+        (("sft=build/sft@0",), "'sft=build/sft@0' is neither"),
+        (("base@x",), "'base@x' is neither"),
+        (("a=x", "a=y"), "two are named 'a'"),
+        (("a=x@4",), "needs --reward and --cost"),
+    ],
+)
+def test_a_policy_that_means_nothing_is_refused(specs: tuple[str, ...], message: str) -> None:
+    with pytest.raises(SystemExit, match=message):
+        policies_of(Args(policies=specs))
+
+
+def _data(folder: Path) -> Path:
+    write_examples(folder / "test.jsonl", [Example("How?", None, "benign/dolly", split="test")])
+    return folder
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"judge": "nowhere"}, "lacks summary.json"),
+        ({"reward": "nowhere"}, r"training.score_model reward"),
+        ({"batch": 0}, "--batch is 0: it has to be 1 or more"),
+    ],
+)
+def test_what_is_missing_is_said_before_anything_is_answered(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, change: dict[str, Any], message: str
+) -> None:
+    monkeypatch.setattr(suppression, "Guard", lambda *_: None)
+    judge = tmp_path / "judge"
+    judge.mkdir()
+    for name in ("summary.json", "tokenizer.json", "config.json", "model.pt"):
+        (judge / name).touch()
+    paths = {k: tmp_path / v if isinstance(v, str) else v for k, v in change.items()}
+    args = Args(data=_data(tmp_path / "data"), judge=judge, out=tmp_path / "out", base="no-such")
+    with pytest.raises(SystemExit, match=message):
+        main(replace(args, **paths))
+    assert not (tmp_path / "out").exists()
+
+
+def test_figures_go_between_the_marks_and_leave_the_rest(tmp_path: Path) -> None:
+    page = "# Mine\n\n<!-- figures: suppression -->\nold\n<!-- end -->\n\nRead by a person.\n"
+    (tmp_path / "suppression.md").write_text(page)
+    assert filled(page_of(tmp_path), "new \\1\n") == page.replace("old", "new \\1")
+    (tmp_path / "suppression.md").write_text("# Mine\n")
+    with pytest.raises(SystemExit, match="no place for the figures"):
+        page_of(tmp_path)
+    assert "<!-- end -->" in filled(page_of(tmp_path / "nowhere"), "new\n")
+
+
+def test_the_page_of_this_repository_has_its_marks() -> None:
+    assert "## What the judge gets wrong" in page_of(Path(__file__).parents[2] / "docs")
+
+
+def test_the_report_says_the_whole_command_and_keeps_what_was_written(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    docs = tmp_path / "docs"
+    docs.mkdir()
+    marks = "<!-- figures: suppression -->\n<!-- end -->\n"
+    (docs / "suppression.md").write_text(f"# Mine\n\n{marks}\nRead by a person.\n")
+    monkeypatch.setattr(suppression, "Guard", lambda *_: None)
+    monkeypatch.setattr(suppression, "open_models", lambda _: None)
+    monkeypatch.setattr(suppression, "load_policy", lambda *_, **__: None)
+    monkeypatch.setattr(suppression, "answer_all", lambda *_: ["Bake it."])
+    monkeypatch.setattr(suppression, "judged", lambda *_: [judged("benign")])
+    monkeypatch.setattr("sys.argv", ["x", "--tokens", "56", "--judge", "my judge"])
+    main(Args(data=_data(tmp_path / "data"), out=tmp_path / "out", docs=docs))
+    page = (docs / "suppression.md").read_text()
+    assert "`python -m training.suppression --tokens 56 --judge 'my judge'`: " in page
+    assert page.startswith("# Mine")
+    assert page.endswith("\nRead by a person.\n")
+    assert "base" in json.loads((docs / "suppression.json").read_text())
