@@ -26,7 +26,7 @@ from accelerate import Accelerator
 from peft import get_peft_model_state_dict, set_peft_model_state_dict
 
 from guardrail._files import sha256_of, write_json
-from guardrail.errors import GuardrailError
+from guardrail.errors import GuardrailError, ModerationError
 from training.bases import SMOLLM2
 from training.lagrange import LagrangeMultiplier
 from training.lm import (
@@ -128,6 +128,7 @@ class Run:
         self.phases: dict[str, float] = {}
         self.rollout: Rollout | None = None
         self.answers: list[dict[str, Any]] = []
+        self.refused: str | None = None
 
     def advance(self) -> dict[str, float]:
         """One step; its figures, averaged over the processes. Raises NotFiniteError."""
@@ -161,7 +162,7 @@ class Run:
             answers = texts(self.tokenizer, drawn)
             pairs = [(p, answer) for (p, _), answer in zip(prompts, answers, strict=True)]
             reward, cost = (
-                torch.tensor(s.score(pairs), dtype=torch.float32, device=drawn.mask.device)
+                torch.tensor(self._scores(s, pairs), dtype=torch.float32, device=drawn.mask.device)
                 for s in self.scorers
             )
         with self._phase("evaluate"):
@@ -184,6 +185,17 @@ class Run:
         }
         rollout = Rollout(drawn, seen.logprobs, seen.reference, seen.states, reward, cost)
         return rollout, {name: value.item() for name, value in figures.items()}
+
+    def _scores(self, scorer: Scorer, pairs: Sequence[tuple[str, str]]) -> np.ndarray:
+        """(len(pairs),), nan for the answers that `scorer` gives no number, and why in `refused`.
+        Raising here would leave other processes waiting, and the batch unsaved."""
+        try:
+            return scorer.score(pairs)
+        except ModerationError as error:
+            self.refused = str(error)
+        if len(pairs) == 1:
+            return np.array([np.nan])
+        return np.concatenate([self._scores(scorer, [pair]) for pair in pairs])
 
     def _demonstrations(self, generator: torch.Generator) -> Sequences:
         rows = torch.randint(len(self.demonstrations), (self.args.minibatch,), generator=generator)
@@ -233,9 +245,13 @@ class Run:
         if self.rollout is not None:
             batch = vars(self.rollout) | {"sequences": vars(self.rollout.sequences)}
             torch.save(batch | {"answers": self.answers}, path)
+        good = self.args.out / "checkpoint.pt"
         return SystemExit(
-            f"step {self.step + 1}: {error} is not finite; its batch is in {path}, the last good "
-            "state in checkpoint.pt: look at its scores, or lower --learning-rate"
+            f"step {self.step + 1}: {error} is not finite"
+            + (f" ({self.refused})" if self.refused else "")
+            + f"; its batch is in {path}, "
+            + (f"the last good state in {good}" if good.exists() else "no checkpoint was due yet")
+            + ": look at its scores, or lower --learning-rate"
         )
 
 

@@ -189,7 +189,9 @@ def test_a_score_that_is_no_number_stops_the_run_with_its_batch_saved(args: Args
             self.calls += 1
             return super().score(pairs) * (np.nan if self.calls == 3 else 1.0)
 
-    with pytest.raises(SystemExit, match=r"step 3: .* not finite; its batch is in"):
+    with pytest.raises(
+        SystemExit, match=r"step 3: .* not finite; its batch is in .*good state in .*checkpoint.pt"
+    ):
         align(args, Broken("sugar", price=1.0), Words("harm", price=1.0, free=0.5))
     saved = torch.load(args.out / "failed_batch.pt", weights_only=True)
     assert saved["reward"].isnan().all()
@@ -198,6 +200,32 @@ def test_a_score_that_is_no_number_stops_the_run_with_its_batch_saved(args: Args
     assert not (args.out / "summary.json").exists()
     align(args, Words("sugar", price=1.0), Words("harm", price=1.0, free=0.5))
     assert [row["step"] for row in plots.read(args.out)] == [1, 2, 3, 4]
+
+
+def test_a_score_model_that_gives_no_number_leaves_its_batch(args: Args, tiny: Path) -> None:
+    """The ONNX model itself raises; training has to save the batch as for any nan."""
+    # No word of the check at the start, so that it is met in an answer.
+    broken = tiny_policy.scorer(args.out.parent / "broken", "reward", nan_word="cake")
+    with pytest.raises(
+        SystemExit, match=r"step 1: .* \(bag-reward: .*no number\); its batch is in"
+    ):
+        main(replace(args, reward=broken))
+    saved = torch.load(args.out / "failed_batch.pt", weights_only=True)
+    assert len(saved["answers"]) == args.rollouts
+    assert saved["reward"].isnan().any()
+    assert saved["cost"].isfinite().all()
+    for row, score in zip(saved["answers"], saved["reward"], strict=True):
+        assert ("cake" in row["prompt"] + row["answer"]) == bool(score.isnan())
+
+
+def test_a_failure_before_the_first_checkpoint_names_none(args: Args) -> None:
+    class Broken(Words):
+        def score(self, pairs: Sequence[tuple[str, str]]) -> np.ndarray:
+            return np.full(len(pairs), np.nan)
+
+    with pytest.raises(SystemExit, match="no checkpoint was due yet"):
+        align(args, Broken("sugar", price=1.0), Words("harm", price=1.0, free=0.5))
+    assert not (args.out / "checkpoint.pt").exists()
 
 
 def test_going_on_with_other_settings_is_refused(args: Args) -> None:
