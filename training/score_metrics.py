@@ -15,8 +15,9 @@ import numpy as np
 import tyro
 from sklearn.metrics import roc_auc_score
 
-from guardrail.score import OnnxScorer, ScoreKind
+from guardrail.score import ScoreKind
 from training.preferences import Preference, read_preferences
+from training.scorers import open_scorer
 
 
 def score_metrics(
@@ -82,9 +83,12 @@ def main(
     limit: int | None = None,
 ) -> None:
     """Reward-cost correlation over the answers of annotated test pairs."""
+    scorers = open_scorer(reward, "reward"), open_scorer(cost, "cost")
     preferences = [p for p in read_preferences(data, "test") if p.source == "annotated_pairs"]
     pairs = [(p.prompt, answer) for p in preferences[:limit] for answer in p.answers]
-    found = correlation(OnnxScorer(reward).score(pairs), OnnxScorer(cost).score(pairs))
+    if len(pairs) < 2:
+        raise SystemExit(f"{data}: no annotated test pairs: python -m training.preferences build")
+    found = correlation(*(scorer.score(pairs) for scorer in scorers))
     print(json.dumps({"answers": len(pairs), **found}))
 
 

@@ -21,6 +21,7 @@ from training import score_export, score_model  # noqa: E402
 from training.data import read_jsonl  # noqa: E402
 from training.preferences import read_preferences  # noqa: E402
 from training.score_metrics import correlation, score_metrics  # noqa: E402
+from training.score_metrics import main as score_metrics_main  # noqa: E402
 
 PLAIN = {"harm": "bomb", "sugar": "good", "make": "rain", "is to": "help"}  # tiny_base knows these
 
@@ -171,6 +172,11 @@ def test_a_trained_moderation_model_can_be_started_from(
         assert torch.equal(ours, theirs)
     with pytest.raises(SystemExit, match=r"--init is what training.moderation wrote"):
         open_backbone(args(data, tiny_base, out, "cost", init=tmp_path / "nothing"))
+
+
+def test_the_correlation_of_a_missing_model_says_how_to_make_it(tmp_path: Path) -> None:
+    with pytest.raises(SystemExit, match=r"python -m training.score_model reward --out"):
+        score_metrics_main(tmp_path / "reward", tmp_path / "cost", tmp_path)
 
 
 def test_metrics_by_hand() -> None:
