@@ -5,8 +5,8 @@
 
 Pairs that others wrote teach a policy about answers that it never gives; its own show it where it
 goes wrong: a harmful prompt answered, an everyday one refused. The cost model says what is harmful,
-so the judge of `training.suppression` has no part in it. Draws are kept as they come, in
-`draws.jsonl`; a run that was stopped goes on there.
+not the judge of `training.suppression`, whose labels it has learnt from. Draws are kept as they
+come, in `draws.jsonl`; a run that was stopped goes on there.
 """
 
 from __future__ import annotations

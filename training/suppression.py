@@ -4,9 +4,11 @@
 
 Every policy answers the same prompts, which neither the policies nor the moderator nor the judge
 were trained on (the test split of `training.data`): harmful ones, everyday ones, and harmless ones
-that sound harmful. A judge that trained no policy reads the answers: another base (MPNet) than the
-cost model's. Answers are kept under `--out` as they come, so that a run that was stopped goes on;
-those that another adapter, seed or choice of prompts made are refused.
+that sound harmful. The judge is of another base (MPNet) than the cost model and saw no policy; but
+it has labelled texts for the guard's model, from which the cost began, so what it lets through may
+be what they let through (docs/suppression.md). Answers are kept under `--out` as they come, so that
+a run that was stopped goes on; those that another adapter, seed or choice of prompts made are
+refused.
 """
 
 from __future__ import annotations
