@@ -32,7 +32,18 @@ if sys.platform == "win32":
 else:
     import fcntl
 
-__all__ = ["AuditError", "Names", "Segment", "fsync_folder", "locked", "open_key", "reading"]
+__all__ = [
+    "UNREADABLE",
+    "AuditError",
+    "Names",
+    "Segment",
+    "fsync_folder",
+    "lock_if_there",
+    "locked",
+    "open_key",
+    "reading",
+    "replace",
+]
 
 UNREADABLE = (OSError, EOFError, zlib.error)
 
@@ -43,9 +54,23 @@ class AuditError(GuardrailError):
 
 @dataclass(frozen=True, slots=True)
 class Names:
-    """The paths that belong to a log."""
+    """The paths that belong to a log. Raises AuditError for a folder."""
 
     log: Path
+
+    def __post_init__(self) -> None:
+        if self.log.is_dir():
+            raise AuditError(f"{self.log}: is a folder: name a file in it")
+
+    @classmethod
+    def to_write(cls, log: Path) -> Names:
+        """Of a log that is appended to. Raises AuditError."""
+        if log.suffix.lower() == ".gz":
+            raise AuditError(
+                f"{log}: rows are written as plain text, and a file named .gz is read as compressed:"
+                f" name it {log.stem}; full files may be compressed"
+            )
+        return cls(log)
 
     def beside(self, suffix: str) -> Path:
         return self.log.with_name(f"{self.log.name}.{suffix}")
@@ -111,7 +136,7 @@ def reading(log: Path, *, lock: bool = True) -> Iterator[tuple[list[Segment], by
     is none. Takes the lock for that moment, where there is one to take. Raises AuditError."""
     names = Names(log)
     with ExitStack() as stack:
-        with _lock_if_there(names.lock) if lock else nullcontext():
+        with lock_if_there(names.lock) if lock else nullcontext():
             try:
                 # First, in case there is no lock: rows beyond a head are right, not the reverse.
                 head = names.head.read_bytes() if names.head.exists() else None
@@ -174,7 +199,7 @@ def locked(path: Path, timeout: float) -> Iterator[None]:
 
 
 @contextmanager
-def _lock_if_there(path: Path) -> Iterator[None]:
+def lock_if_there(path: Path) -> Iterator[None]:
     """The lock, where it can be had: a copy of a log, or one on a read-only disk, has no writer."""
     if os.path.exists(path) and os.access(path, os.W_OK):
         with locked(path, 10):

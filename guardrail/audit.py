@@ -24,18 +24,18 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Literal, get_args
 
-from guardrail._audit_chain import Link, read_head, read_row, seal, unseal, write_head
+from guardrail._audit_chain import Link, read_row, seal, write_head
 from guardrail._audit_files import (
     UNREADABLE,
     AuditError,
     Names,
-    Segment,
     fsync_folder,
     locked,
     open_key,
     reading,
     replace,
 )
+from guardrail._audit_tail import sealed_head, tail
 from guardrail._audit_verify import Problem, Report, verify
 from guardrail.verdict import Pair, Verdict
 
@@ -81,13 +81,11 @@ class AuditLog:
         if max_bytes < 1:
             raise ValueError(f"max_bytes={max_bytes!r} must be above 0")
         self.path = Path(path).absolute()
-        self._names = Names(self.path)
+        self._names = Names.to_write(self.path)
         self._consent = consent if callable(consent) else lambda pair, verdict: bool(consent)
         self._max_bytes, self._fsync, self._timeout = max_bytes, fsync, timeout
         self._synced = 0.0
         self._known: tuple[int, int, Link] | None = None  # inode, size, link when last left
-        if self.path.is_dir():
-            raise AuditError(f"{self.path}: is a folder: name a file in it")
         with self._writing():
             self._key = open_key(key, self._names, create=True)
             self._start()
@@ -173,54 +171,16 @@ class AuditLog:
     def _tail(self) -> Link:
         """Where the chain stands, an unfinished row of a crash put aside. Raises AuditError where
         the log does not fit its head."""
-        head = self._read_head()
+        head = sealed_head(self._names, self._key)
         if self._known is not None and self._known[2] == head:
             inode, size, _ = self._known
             found = self.path.stat()
             if (found.st_ino, found.st_size) == (inode, size):
                 return head
-        line, torn = _last_line(self.path)
-        if not line:  # no file yet, or a crash came between two files
-            full = self._names.full()
-            line = _last_of(full[-1][1]) if full else b""
-        last = self._link(line, head)
+        last, torn = tail(self._names, self._key, head)
         if torn:
             self._put_aside(torn, last)
         return last
-
-    def _link(self, line: bytes, head: Link) -> Link:
-        if not line:
-            last = self._key.start()
-        else:
-            try:
-                row = unseal(self._key, line)
-            except ValueError as error:
-                raise self._damaged(str(error)) from None
-            last = row.link
-            if last.seq == head.seq + 1 and row.prev == head.hash:
-                return last  # a crash between a row and its head
-        if last.seq > head.seq:
-            # After a power cut the head may be older than that: the rows prove themselves.
-            report = verify(self.path, self._key, pruned=True, lock=False)
-            if report.problems:
-                raise self._damaged(report.problems[0].what)
-        elif last != head:
-            raise self._damaged(f"it ends with row {last}, but its head says {head}")
-        return last
-
-    def _read_head(self) -> Link:
-        try:
-            return read_head(self._key, self._names.head.read_bytes())
-        except FileNotFoundError:
-            raise self._damaged("its head is missing") from None
-        except ValueError as error:
-            raise self._damaged(str(error)) from None
-
-    def _damaged(self, what: str) -> AuditError:
-        return AuditError(
-            f"{self.path}: {what}: `guardrail audit verify` says more; to go on, move the log and "
-            "what lies beside it away, and start a new one"
-        )
 
     def _put_aside(self, torn: bytes, last: Link) -> None:
         now = datetime.now(UTC).isoformat(timespec="microseconds")
@@ -288,29 +248,3 @@ def rows(path: str | Path) -> Iterator[tuple[str, dict[str, Any] | None]]:
                     yield f"{segment.path.name}:{number}", read_row(line)
             except UNREADABLE as error:
                 raise AuditError(f"{segment.path}: cannot be read to its end: {error}") from error
-
-
-def _last_line(path: Path, block: int = 1 << 16) -> tuple[bytes, bytes]:
-    """The last line that is whole, newline included, and what stands after it."""
-    tail = b""
-    try:
-        with path.open("rb") as file:
-            position = file.seek(0, os.SEEK_END)
-            while position and tail.count(b"\n") < 2:
-                start = max(0, position - block)
-                file.seek(start)
-                tail = file.read(position - start) + tail
-                position = start
-                block *= 2
-    except FileNotFoundError:
-        return b"", b""
-    end = tail.rfind(b"\n") + 1
-    return tail[tail.rfind(b"\n", 0, max(0, end - 1)) + 1 : end], tail[end:]
-
-
-def _last_of(path: Path) -> bytes:
-    """The last line of a full file, compressed ones too."""
-    line = b""
-    for line in Segment(path).lines():  # noqa: B007
-        pass
-    return line

@@ -24,6 +24,7 @@ from typing import Any, Literal
 
 import torch
 import tyro
+from accelerate import PartialState
 from datasets import Dataset, load_from_disk
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
@@ -286,3 +287,4 @@ def held_out(
 
 if __name__ == "__main__":
     main(tyro.cli(Args))
+    PartialState().destroy_process_group()  # else its threads may abort the exit

@@ -22,7 +22,7 @@ from typing import Any
 import numpy as np
 import torch
 import tyro
-from accelerate import Accelerator
+from accelerate import Accelerator, PartialState
 from torch import Tensor, nn
 
 from guardrail.encoding import Encoder, EncoderConfig
@@ -365,5 +365,6 @@ def _finish(
 if __name__ == "__main__":
     try:
         main(tyro.cli(Args))
+        PartialState().destroy_process_group()  # else its threads may abort the exit
     except GuardrailError as error:
         raise SystemExit(f"error: {error}") from None

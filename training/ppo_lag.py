@@ -22,7 +22,7 @@ from typing import Any
 import numpy as np
 import torch
 import tyro
-from accelerate import Accelerator
+from accelerate import Accelerator, PartialState
 from peft import get_peft_model_state_dict, set_peft_model_state_dict
 
 from guardrail._files import sha256_of, write_json
@@ -338,3 +338,4 @@ def main(args: Args) -> None:
 
 if __name__ == "__main__":
     main(tyro.cli(Args))
+    PartialState().destroy_process_group()  # else its threads may abort the exit

@@ -23,7 +23,7 @@ from typing import Any, Literal
 import numpy as np
 import torch
 import tyro
-from accelerate import Accelerator
+from accelerate import Accelerator, PartialState
 from torch import Tensor
 
 from guardrail.encoding import Window, pad
@@ -334,3 +334,4 @@ def refuse_wrong_order(metrics: dict[str, Any]) -> None:
 
 if __name__ == "__main__":
     main(tyro.cli(Args))
+    PartialState().destroy_process_group()  # else its threads may abort the exit

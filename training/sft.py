@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 import tyro
+from accelerate import PartialState
 from datasets import Dataset
 from transformers import PreTrainedTokenizerBase
 from trl import SFTConfig, SFTTrainer
@@ -120,3 +121,4 @@ def main(args: Args) -> None:
 
 if __name__ == "__main__":
     main(tyro.cli(Args))
+    PartialState().destroy_process_group()  # else its threads may abort the exit
