@@ -6,6 +6,7 @@ import json
 import os
 from collections.abc import Generator, Iterator, Sequence
 from contextlib import closing
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -58,11 +59,12 @@ class Arrow:
                 if skip >= batch.num_rows:
                     skip -= batch.num_rows
                     continue
-                yield from batch.slice(skip).to_pylist()
+                yield from _rows(batch.slice(skip))
                 skip = 0
 
     def row(self, raw: dict[str, Any]) -> Row:
-        return Row({}, self.fields.pairs(raw))
+        bad = next((f"{n!r} {c.why}" for n, c in raw.items() if isinstance(c, _Unread)), None)
+        return Row({}, bad or self.fields.pairs(raw))
 
     def header(self) -> bytes:
         return b""
@@ -99,6 +101,35 @@ class Arrow:
         # `datasets` takes the features from here, and these lack the two new columns.
         metadata = {k: v for k, v in (self._schema.metadata or {}).items() if k != b"huggingface"}
         return arrow.schema([*kept, *(arrow.field(name, _text()) for name in OWN)], metadata)
+
+
+@dataclass(frozen=True, slots=True)
+class _Unread:
+    """A cell that Python has no value for, and why."""
+
+    why: str
+
+
+def _rows(batch: Any) -> list[dict[str, Any]]:
+    """The rows of a batch. pyarrow checks a text only when it is read, and then gives up on the
+    batch; so where it does, each cell is read alone."""
+    try:
+        found: list[dict[str, Any]] = batch.to_pylist()
+    except (ValueError, OverflowError):
+        return [
+            {name: _cell(batch.column(name)[n]) for name in batch.schema.names}
+            for n in range(batch.num_rows)
+        ]
+    return found
+
+
+def _cell(cell: Any) -> Any:
+    try:
+        return cell.as_py()
+    except UnicodeDecodeError as error:
+        return _Unread(f"is not valid UTF-8 at byte {error.start}")
+    except (ValueError, OverflowError) as error:  # a time beyond Python's, for one
+        return _Unread(f"cannot be read: {error}")
 
 
 def _write_group(writer: Any, group: list[Any]) -> None:

@@ -7,6 +7,7 @@ import gzip
 import json
 import lzma
 from pathlib import Path
+from typing import Any
 
 import pytest
 from scan_kit import read_rows, scan, stop_after, write_rows
@@ -79,6 +80,60 @@ def test_parquet_keeps_the_columns_and_their_types(tmp_path: Path) -> None:
     assert json.loads(rows[2]["guardrail"])["action"] == "refuse"
     assert (tally.rows, tally.errors) == (2000, 500)
     assert sorted(p.name for p in tmp_path.iterdir()) == ["in.parquet", "out.parquet"]
+
+
+KINDS = ["string", "large_string", "dictionary"]
+
+
+def texts(cells: list[bytes | None], kind: str) -> Any:
+    """A column of texts of these bytes, UTF-8 or not: pyarrow does not look when it is made so."""
+    arrow = pytest.importorskip("pyarrow")
+    if kind == "large_string":
+        return arrow.array(cells, arrow.large_binary()).view(arrow.large_string())
+    if kind == "string":
+        return arrow.array(cells, arrow.binary()).view(arrow.string())
+    words = arrow.array([c for c in cells if c is not None], arrow.binary()).view(arrow.string())
+    numbers = iter(range(len(words)))
+    indices = [None if c is None else next(numbers) for c in cells]
+    return arrow.DictionaryArray.from_arrays(arrow.array(indices, arrow.int32()), words)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_parquet_that_is_not_utf8_is_an_error_of_its_row_alone(kind: str, tmp_path: Path) -> None:
+    arrow, parquet = pytest.importorskip("pyarrow"), pytest.importorskip("pyarrow.parquet")
+    prompts = texts([b"hello", b"caf\xe9", b"a bomb", None, b"bye"], kind)
+    responses = texts([b"hi", b"hi", b"hi", b"hi", b"\xff"], kind)
+    others = texts([b"\xe9"] * 5, kind)
+    table = arrow.table({"prompt": prompts, "response": responses, "other": others})
+    parquet.write_table(table, tmp_path / "in.parquet")
+    output = tmp_path / "out.parquet"
+    with pytest.raises(KeyboardInterrupt):
+        scan(tmp_path / "in.parquet", output, stop_after(1), chunk=2)
+    tally = scan(tmp_path / "in.parquet", output, chunk=2)
+    out = parquet.read_table(output)
+    assert out.column("error").to_pylist() == [
+        None,
+        "'prompt' is not valid UTF-8 at byte 3",
+        None,
+        "no 'prompt' in this row",
+        "'response' is not valid UTF-8 at byte 0",
+    ]
+    verdicts = [v and json.loads(v)["action"] for v in out.column("guardrail").to_pylist()]
+    assert verdicts == ["allow", None, "allow", None, None]
+    assert (tally.rows, tally.errors) == (5, 3)
+    read = parquet.read_table(tmp_path / "in.parquet")
+    assert out.select(["prompt", "response", "other"]).equals(read), "its bytes as they were"
+
+
+def test_parquet_cells_that_python_has_no_value_for_stop_nothing(tmp_path: Path) -> None:
+    arrow, parquet = pytest.importorskip("pyarrow"), pytest.importorskip("pyarrow.parquet")
+    times = arrow.array([2**62, None, 0], arrow.timestamp("us"))
+    table = arrow.table({"prompt": ["a", "b", "c"], "response": times})
+    parquet.write_table(table, tmp_path / "in.parquet")
+    scan(tmp_path / "in.parquet", tmp_path / "out.parquet")
+    first, second, third = parquet.read_table(tmp_path / "out.parquet")["error"].to_pylist()
+    assert first.startswith("'response' cannot be read: ")
+    assert (second, third) == (None, "'response' is not a text but datetime")
 
 
 def test_a_file_cut_short_is_an_error_and_not_a_short_output(tmp_path: Path) -> None:
