@@ -46,6 +46,7 @@ Outcome: TypeAlias = Mapping[str, Verdict] | str
 OWN = ("guardrail", "error")
 
 _NUMBERED = re.compile(r"response_(\d+)")
+_SPACE = " \t\r\n"  # what JSON calls white space
 _PEEK = 100  # lines of a JSONL file that are looked at for the names of its fields
 
 
@@ -180,15 +181,15 @@ _UNREADABLE = (OSError, EOFError, zlib.error, lzma.LZMAError, csv.Error)
 
 
 class JsonLines(_Text):
-    """One JSON object per line; those that could be judged have a `guardrail`. A line that is no
-    object is kept as text under `raw`; so is an empty one: row n of the output is line n of the
-    input."""
+    """One JSON object per line, kept to the letter; those that could be judged have a `guardrail`
+    at their end. A line that is no object is kept as text under `raw`; so is an empty one: row n of
+    the output is line n of the input."""
 
     def __init__(self, files: Sequence[Path], output: Path, fields: Fields) -> None:
         super().__init__(files, output, fields)
         if not fields.responses:
-            first = (self._content(raw) for raw in islice(self.raw(), _PEEK))
-            seen = {name for row in first if isinstance(row.content, dict) for name in row.content}
+            first = (_parsed(raw) for raw in islice(self.raw(), _PEEK))
+            seen = {name for row in first if isinstance(row, dict) for name in row}
             self.fields = fields.resolve(seen)
 
     def count(self) -> int:
@@ -207,32 +208,58 @@ class JsonLines(_Text):
                 raise _broken(path, error) from error
 
     def row(self, raw: bytes) -> Row:
-        row = self._content(raw)
-        return (
-            row if isinstance(row.pairs, str) else Row(row.content, self.fields.pairs(row.content))
-        )
-
-    def _content(self, raw: bytes) -> Row:
-        kept = {"raw": raw.decode("utf-8", "replace").rstrip("\r\n")}
-        try:
-            content = json.loads(raw.decode("utf-8"), parse_constant=_no_constant)
-            json.dumps(content, allow_nan=False)  # 1e999 reads as infinity, which is not JSON
-        except UnicodeDecodeError as error:
-            return Row(kept, f"invalid UTF-8 at byte {error.start} of the line")
-        except RecursionError:
-            return Row(kept, "broken JSON: nested too deeply")
-        except ValueError as error:
-            return Row(kept, f"broken JSON: {error}" if raw.strip() else "an empty line")
-        if not isinstance(content, dict):
-            return Row(kept, f"not a JSON object but {type(content).__name__}")
-        return Row(content, {})
+        text = raw.decode("utf-8", "replace").rstrip("\r\n")
+        found = _parsed(raw)
+        if isinstance(found, str):
+            return Row(json_text({"raw": text}), found)
+        if not found.keys().isdisjoint(OWN):
+            kept = [member for name, member in _members(text) if name not in OWN]
+            text = f"{{{', '.join(kept)}}}"
+        return Row(text, self.fields.pairs(found))
 
     def header(self) -> bytes:
         return b""
 
     def encode(self, row: Row, outcome: Outcome) -> bytes:
-        content = {key: value for key, value in row.content.items() if key not in OWN}
-        return line(content | self.fields.to_json(outcome))
+        """The row's own text, to the letter, and our field at its end."""
+        text: str = row.content
+        before = text.strip(_SPACE).removesuffix("}").rstrip(_SPACE)
+        comma = "" if before == "{" else ", "
+        return (before + comma).encode("utf-8") + line(self.fields.to_json(outcome))[1:]
+
+
+def _parsed(raw: bytes) -> dict[str, Any] | str:
+    """A line's object, or what is wrong with it."""
+    try:
+        content = json.loads(raw.decode("utf-8"), parse_constant=_no_constant)
+        json.dumps(content, allow_nan=False)  # 1e999 reads as infinity, which is not JSON
+    except UnicodeDecodeError as error:
+        return f"invalid UTF-8 at byte {error.start} of the line"
+    except RecursionError:
+        return "broken JSON: nested too deeply"
+    except ValueError as error:
+        return f"broken JSON: {error}" if raw.strip() else "an empty line"
+    return (
+        content if isinstance(content, dict) else f"not a JSON object but {type(content).__name__}"
+    )
+
+
+def _members(text: str) -> Iterator[tuple[str, str]]:
+    """The name and the text of each member of an object, whose text is known to be JSON."""
+
+    def past_space(at: int) -> int:
+        while text[at] in _SPACE:
+            at += 1
+        return at
+
+    read = json.JSONDecoder().raw_decode
+    at = past_space(past_space(0) + 1)
+    while text[at] != "}":
+        name, end = read(text, at)
+        _, end = read(text, past_space(past_space(end) + 1))  # beyond the colon
+        yield name, text[at:end]
+        at = past_space(end)
+        at = past_space(at + 1) if text[at] == "," else at
 
 
 class Csv(_Text):

@@ -76,6 +76,39 @@ def test_a_bad_row_is_kept_with_an_error_and_stops_nothing(
     assert (tally.rows, tally.errors) == (3, 1)
 
 
+@pytest.mark.parametrize(
+    ("row", "kept"),
+    [
+        (b'{"prompt":"hello","n":1e3,"m":1.10,"k":-0.0,"k":12345678901234567890}', ...),
+        (b'{ "prompt" : "caf\\u00e9 \\/ \xc3\xa9" , "n":\t[1.0,{"a":{}, "a":[]}] }  \r', ...),
+        (b"{}", ...),
+        (b"{ }", b"{"),
+        (
+            b'{"error": {"}": ["\\"", 1.0]} ,"prompt":"hello", "x": {"error": 2.50}, "n": 1.50}',
+            b'{"prompt":"hello", "x": {"error": 2.50}, "n": 1.50',
+        ),
+        (
+            b'{ "guardrail": 1, "prompt": "a", "guardrail" :"{", "prompt":"b", "err\\u006fr":1}',
+            b'{"prompt": "a", "prompt":"b"',
+        ),
+        (b'{"guardrail":{"action":"allow"}}', b"{"),
+    ],
+)
+def test_a_row_keeps_its_own_text_to_the_letter(
+    row: bytes, kept: bytes | Any, tmp_path: Path
+) -> None:
+    (tmp_path / "in.jsonl").write_bytes(row + b'\n{"prompt": "hello"}\n')
+    scan(tmp_path / "in.jsonl", tmp_path / "out.jsonl")
+    first, second, end = (tmp_path / "out.jsonl").read_bytes().split(b"\n")
+    if kept is ...:
+        kept = row.strip().removesuffix(b"}").rstrip()
+    assert first.startswith(kept)
+    added = first.removeprefix(kept).removeprefix(b", ")
+    assert json.loads(b"{" + added if kept else first).keys() & {"guardrail", "error"}
+    assert second.startswith(b'{"prompt": "hello", "guardrail": {')
+    assert end == b""
+
+
 def test_half_a_surrogate_pair_and_a_byte_order_mark_stop_nothing(tmp_path: Path) -> None:
     rows = b'\xef\xbb\xbf{"prompt": "caf\xc3\xa9 \\ud83d"}\n{"prompt": "a bomb \xc3\xa9"}'
     (tmp_path / "in.jsonl").write_bytes(rows)
