@@ -18,16 +18,40 @@ def monotone_logits(raw: Tensor) -> Tensor:
     return torch.cat([raw[:, :1], raw[:, :1] - steps.cumsum(dim=1)], dim=1)
 
 
-def masked_bce(logits: Tensor, target: Tensor, mask: Tensor, weight: Tensor) -> Tensor:
+def masked_bce(
+    logits: Tensor, target: Tensor, mask: Tensor, weight: Tensor, focal: float = 0.0
+) -> Tensor:
     """Binary cross-entropy over known labels.
 
     logits, target, mask: (batch, labels), targets in [0, 1] (a teacher's are soft); weight:
-    (batch,). Returns a scalar: per text summed over its labels, then averaged over the weight of
-    texts that have any. Zero, and without gradient, where nothing is known.
+    (batch,); focal: a label counts |target - p| ** focal, which for hard labels is the focal loss
+    (Lin et al. 2017; for soft ones Li et al. 2020). Returns a scalar: per text summed over its
+    labels, then averaged over the weight of texts that have any. Zero, and without gradient, where
+    nothing is known.
     """
     loss = F.binary_cross_entropy_with_logits(logits, target, reduction="none") * mask
+    if focal:
+        loss = loss * (target - logits.sigmoid()).abs() ** focal
     known = (mask.sum(dim=1) > 0).to(weight.dtype) * weight
     return (loss.sum(dim=1) * weight).sum() / known.sum().clamp(min=1e-6)
+
+
+def bernoulli_divergence(one: Tensor, other: Tensor) -> Tensor:
+    """How far two passes over the same texts are apart: KL(p || q) + KL(q || p) over two, summed
+    over labels and averaged over texts. Logits, (batch, labels). (R-Drop, Liang et al. 2021.)"""
+    return ((one.sigmoid() - other.sigmoid()) * (one - other)).sum(dim=1).mean() / 2
+
+
+def ranking(severity: Tensor, target: Tensor, known: Tensor) -> Tensor:
+    """Over all pairs of texts in a batch whose severities differ by half a level or more: the
+    logistic loss of having the worse one above (RankNet, Burges et al. 2005), averaged.
+
+    severity: cumulative logits, target: probabilities, (batch, 3); known: (batch,), 1 where the
+    target is. 0 where there is no such pair.
+    """
+    level, score = target.sum(dim=1), severity.sum(dim=1)
+    worse = (level.unsqueeze(1) - level.unsqueeze(0) >= 0.5) * known.unsqueeze(1) * known
+    return masked_mean(F.softplus(score.unsqueeze(0) - score.unsqueeze(1)), worse)
 
 
 # --- reinforcement learning: answers are (batch, length), padded on the right, mask 1 on tokens ---

@@ -24,6 +24,7 @@ import torch
 import tyro
 from accelerate import Accelerator, PartialState
 from torch import Tensor, nn
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from guardrail.encoding import Encoder, EncoderConfig
 from guardrail.errors import GuardrailError
@@ -33,16 +34,16 @@ from training.batching import Encoded, batches, encode, predict, tensors
 from training.contrast import prompts
 from training.data import Example, read_examples
 from training.eval_sets import human_labels
-from training.losses import masked_bce
 from training.metrics import moderation_metrics
 from training.model import ModerationModel
+from training.objective import Objective, loss_of
 from training.quantized import quantization_aware, settle
 from training.restore import weights_of
 from training.runs import save_whole, warmup_then_linear
 
 
 @dataclass
-class Args:
+class Args(Objective):
     """Everything that decides the result; written beside it."""
 
     data: Path = Path("build/data")
@@ -66,7 +67,6 @@ class Args:
     """Each layer down learns this much slower."""
     weight_decay: float = 0.01
     warmup: float = 0.06
-    category_weight: float = 0.5
     teacher_share: float = 0.0
     """How much of a labelled text's target comes from its teacher's opinion, where it has one."""
     people: Path | None = None
@@ -81,9 +81,10 @@ class Args:
     """Share of the texts that are seen with typing errors and the like (`training.augment`)."""
     contrast: int = 0
     """How often the prompts of `training.contrast` are seen per epoch."""
+    average: float = 0.0
+    """Decay per step of a running average of the weights, which then is the result (EMA)."""
     quantization_aware: bool = False
     """Train on weights that int8 can hold exactly (`training.quantized`)."""
-    severity_weight: tuple[float, float, float] = (1.0, 1.0, 1.0)
     seed: int = 0
     max_tokens: int = 256
     prompt_tokens: int = 80
@@ -109,19 +110,6 @@ def heed(rows: Sequence[Encoded], people: dict[tuple[str, str], bool], share: fl
             row.severity[0] = (1 - share) * row.severity[0] + share * said
             heeded += 1
     return heeded
-
-
-def loss_of(model: nn.Module, batch: dict[str, Tensor], args: Args) -> Tensor:
-    """Severity BCE + category_weight x category BCE, over known labels."""
-    severity, categories = model(
-        batch["input_ids"], batch["attention_mask"], batch["token_type_ids"]
-    )
-    levels = torch.tensor(args.severity_weight, device=severity.device)
-    return masked_bce(
-        severity.float(), batch["severity"], batch["severity_mask"] * levels, batch["weight"]
-    ) + args.category_weight * masked_bce(
-        categories.float(), batch["categories"], batch["category_mask"], batch["weight"]
-    )
 
 
 def parameter_groups(model: ModerationModel, args: Args) -> list[dict[str, Any]]:
@@ -161,10 +149,21 @@ class Run:
         self.schedule = warmup_then_linear(optimizer, steps, args.warmup)
         self.parallel, self.optimizer = accelerator.prepare(model, optimizer)
         self.model = accelerator.unwrap_model(self.parallel)
+        self.averaged: AveragedModel | None = None
+        if args.average:
+            follow = get_ema_multi_avg_fn(args.average)
+            self.averaged = AveragedModel(self.model, multi_avg_fn=follow)
+            self.averaged.n_averaged += 1  # the start counts
         self.losses: list[float] = []
         self.progress = Progress()
         self._resume()
         self._started = self._saved = time.monotonic()
+
+    @property
+    def result(self) -> ModerationModel:
+        """What the run is for: the weights as they are, or their running average."""
+        model: ModerationModel = self.averaged.module if self.averaged else self.model
+        return model
 
     def step(self, batch: dict[str, Tensor]) -> None:
         self.parallel.train()
@@ -173,6 +172,8 @@ class Run:
         self.accelerator.backward(loss)
         self.accelerator.clip_grad_norm_(self.parallel.parameters(), 1.0)
         self.optimizer.step()
+        if self.averaged is not None:
+            self.averaged.update_parameters(self.model)
         self.schedule.step()
         self.optimizer.zero_grad(set_to_none=True)
         self.progress.step += 1
@@ -206,6 +207,7 @@ class Run:
             "model": self.model.state_dict(),
             "optimizer": self.optimizer.state_dict(),
             "schedule": self.schedule.state_dict(),
+            "averaged": self.averaged.state_dict() if self.averaged else None,
             "progress": asdict(self.progress),
         }
         save_whole(state, self.args.out / "checkpoint.pt")
@@ -219,6 +221,8 @@ class Run:
         self.model.load_state_dict(state["model"])
         self.optimizer.load_state_dict(state["optimizer"])
         self.schedule.load_state_dict(state["schedule"])
+        if self.averaged is not None:
+            self.averaged.load_state_dict(state["averaged"])
         self.progress = Progress(**state["progress"])
         print(f"resumed at step {self.progress.step}", flush=True)
 
@@ -273,14 +277,14 @@ def main(args: Args) -> None:
                 arrays = tensors(texts, windows, encoder.pad_id)
                 run.step({k: v.to(accelerator.device) for k, v in arrays.items()})
         if accelerator.is_main_process:
-            figures = evaluate(run.model, validation, encoder.pad_id, bf16=args.bf16)
+            figures = evaluate(run.result, validation, encoder.pad_id, bf16=args.bf16)
             loss = float(np.mean(run.losses[-per_epoch:] or [0.0]))
             run.progress.history.append({"epoch": epoch + 1, "loss": loss, **figures})
             print(json.dumps(run.progress.history[-1]), flush=True)
     if accelerator.is_main_process:
         run.seconds()
-        settle(run.model)
-        _finish(args, run.model, folder, run.progress, chosen)
+        settle(run.result)
+        _finish(args, run.result, folder, run.progress, chosen)
 
 
 def _annotated(example: Example) -> bool:

@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -21,7 +22,7 @@ from guardrail.artifact import read_manifest  # noqa: E402
 from training import calibrate, evaluate, export, label  # noqa: E402
 from training.batching import encode  # noqa: E402
 from training.data import Example, read_examples  # noqa: E402
-from training.moderation import Args, choose, heed  # noqa: E402
+from training.moderation import Args, choose, heed, main  # noqa: E402
 
 ROOT = Path(__file__).parents[2]
 
@@ -86,6 +87,24 @@ def test_a_killed_run_resumes_and_ends_like_an_unbroken_one(
     assert "resumed at step" in second.stdout
     last = json.loads((tmp_path / "summary.json").read_text())["history"][-1]
     assert last["output"]["auroc"] > 0.95
+
+
+def test_every_term_of_the_loss_trains_and_the_average_of_the_weights_is_the_result(
+    tiny_base: Path, tiny_data: Path, tmp_path: Path
+) -> None:
+    args = Args(
+        base=str(tiny_base), data=tiny_data, out=tmp_path / "all", epochs=4, learning_rate=3e-3,
+        head_learning_rate=1e-2, tokens_per_batch=300, max_tokens=48, prompt_tokens=12, overlap=8,
+        bf16=False, focal=1.0, r_drop=0.5, ranking=0.3, average=0.9, quantization_aware=True,
+    )  # fmt: skip
+    main(args)
+    last = json.loads((args.out / "summary.json").read_text())["history"][-1]
+    assert last["output"]["auroc"] > 0.9
+    still = replace(args, out=tmp_path / "still", average=1.0)  # an average that never moves
+    main(replace(still, init=args.out, epochs=1))
+    before, after = (torch.load(o / "model.pt", weights_only=True) for o in (args.out, still.out))
+    for name, weight in before.items():
+        torch.testing.assert_close(after[name], weight)
 
 
 def test_two_processes_train_through_accelerate(
