@@ -67,8 +67,8 @@ class Names:
         """Of a log that is appended to. Raises AuditError."""
         if log.suffix.lower() == ".gz":
             raise AuditError(
-                f"{log}: rows are written as plain text, and a file named .gz is read as compressed:"
-                f" name it {log.stem}; full files may be compressed"
+                f"{log}: rows are appended as plain text, and a file named .gz is read as "
+                f"compressed: name it {log.stem}; full files may be compressed later"
             )
         return cls(log)
 

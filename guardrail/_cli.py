@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from guardrail.guard import Guard
 
 __all__ = [
+    "KEY_ALONE",
     "AuditKeyOption",
     "AuditOption",
     "Device",
@@ -57,6 +58,8 @@ AuditKeyOption = Annotated[
     Path | None,
     typer.Option("--audit-key", metavar="FILE", help="The log's key; LOG.key if left out."),
 ]
+
+KEY_ALONE = "--audit-key is of --audit: add --audit LOG"
 
 
 class UsageError(GuardrailError):
@@ -137,7 +140,7 @@ def open_audit(path: Path | None, key: Path | None, *, fsync: Fsync = "always") 
     """The log of `--audit`; None where none is asked for. Raises UsageError."""
     if path is None:
         if key is not None:
-            raise UsageError("--audit-key is of --audit: add --audit LOG")
+            raise UsageError(KEY_ALONE)
         return None
     from guardrail.audit import AuditError, AuditLog
 

@@ -4,12 +4,11 @@ traced, and the audit log.
 
 from __future__ import annotations
 
-import tempfile
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from guardrail._audit_files import Names, open_key
+from guardrail._audit_check import UnusableLogError, check_log
 from guardrail._server_config import ConfigError, Settings
 from guardrail._server_metrics import Metrics
 from guardrail._server_telemetry import RECORD, span
@@ -82,32 +81,16 @@ def check_moderator(settings: Settings) -> None:
 
 
 def check_audit(settings: Settings) -> None:
-    """Raises ConfigError where `open_audit` would fail. A log that is there is opened as it would
-    be; none is made."""
+    """Raises ConfigError where `open_audit` would fail. Starts no log."""
     wanted = settings.audit
     if wanted is None:
         return
-    path = Path(wanted.path)
-    begun = path.exists() or Names(path).head.exists()
-    if begun or not path.parent.is_dir():
-        try:
-            open_audit(settings)
-        except GuardrailError as error:
-            raise ConfigError(f"key 'audit.path': {error}") from None
-        return
+    key = Path(wanted.key_file) if wanted.key_file else None
     try:
-        with tempfile.TemporaryFile(dir=path.parent):
-            pass
-    except OSError as error:
-        raise ConfigError(
-            f"key 'audit.path': {path} cannot be written: {error.strerror}: name a folder that "
-            "this user may write to"
-        ) from None
-    if wanted.key_file is not None:
-        try:
-            open_key(Path(wanted.key_file), Names(path))
-        except GuardrailError as error:
-            raise ConfigError(f"key 'audit.key_file': {error}") from None
+        check_log(Path(wanted.path), key)
+    except UnusableLogError as error:
+        name = "key_file" if key is not None and error.about == "key" else "path"
+        raise ConfigError(f"key 'audit.{name}': {error}") from None
 
 
 def open_audit(settings: Settings) -> Callable[[Pair, Verdict], None] | None:

@@ -14,6 +14,7 @@ import typer
 
 from guardrail import __version__
 from guardrail._cli import (
+    KEY_ALONE,
     AuditKeyOption,
     AuditOption,
     DeviceOption,
@@ -121,6 +122,9 @@ def doctor(
 ) -> None:
     """Look at what the guard runs on: packages, providers, device, model, policy, audit log, speed.
     Exits 1 when something has failed."""
+    if audit is None and audit_key is not None:
+        raise UsageError(KEY_ALONE)
+
     from guardrail._render import console, health
     from guardrail.doctor import diagnose
 

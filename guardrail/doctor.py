@@ -10,7 +10,6 @@ import os
 import platform
 import shutil
 import sys
-import tempfile
 import time
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
@@ -19,8 +18,8 @@ from pathlib import Path
 from typing import Literal
 
 from guardrail import __version__
-from guardrail._audit_chain import read_head
-from guardrail._audit_files import AuditError, Names, open_key
+from guardrail._audit_check import UnusableLogError, check_log
+from guardrail._audit_files import Names
 from guardrail._onnx import GPUS, NO_TELEMETRY, runtime
 from guardrail.artifact import artifact_folder, read_manifest
 from guardrail.errors import GuardrailError, MissingExtra
@@ -35,7 +34,12 @@ _RUNTIMES = ("onnxruntime", "onnxruntime-gpu")
 _CUDA = "CUDAExecutionProvider"
 _DRIVER = "nvcuda.dll" if sys.platform == "win32" else "libcuda.so.1"
 _GPU = "pip uninstall -y onnxruntime, then pip install 'guardrail-severity[gpu]'"
-_LOOK = "guardrail audit verify says more; to go on, move the log's files away"
+_AUDIT_CURES = {
+    "place": "name a file that this user may write to, in a folder that takes files",
+    "key": "give the log's key with --audit-key",
+    "log": "guardrail audit verify says more; to go on, move the log's files away",
+}
+_MODEL = "reinstall guardrail-severity, or give another --model"
 _SAMPLE = "How do I sharpen a kitchen knife without hurting myself?"
 
 
@@ -81,7 +85,7 @@ def diagnose(
     try:
         moderator = OnnxModerator(model, device=device)
     except GuardrailError as error:
-        yield _no_device(device, error)
+        yield _unopened(device, error)
         return
     yield _device(device, moderator.device)
     usable = policy if chosen.status != "failure" else "balanced"
@@ -165,9 +169,7 @@ def _artifact(model: str | Path) -> Check:
         folder = artifact_folder(model)
         manifest = read_manifest(folder)
     except GuardrailError as error:
-        return Check(
-            "model", "failure", str(error), "reinstall guardrail-severity, or give another --model"
-        )
+        return Check("model", "failure", str(error), _MODEL)
     return Check(
         "model",
         "ok",
@@ -176,12 +178,18 @@ def _artifact(model: str | Path) -> Check:
     )
 
 
-def _no_device(asked: str, error: GuardrailError) -> Check:
-    missing = missing_cuda_library() if asked in GPUS else None
-    detail = f"asked for {asked}: {error}"
-    if missing is None:
-        return Check("device", "failure", detail, "use --device auto or cpu")
-    return Check("device", "failure", f"{detail}; missing: {missing}", _cure(missing))
+def _unopened(device: Device, error: GuardrailError) -> Check:
+    """Why the model could not be opened: the device that was asked for, or the model itself."""
+    detail = f"asked for {device}: {error}"
+    if device in GPUS:
+        missing = missing_cuda_library()
+        if missing is None:
+            return Check("device", "failure", detail, "use --device auto or cpu")
+        return Check("device", "failure", f"{detail}; missing: {missing}", _cure(missing))
+    if device == "auto" and _CUDA in runtime().get_available_providers():
+        cure = f"--device cpu tells whether the GPU is to blame; if not, {_MODEL}"
+        return Check("device", "failure", detail, cure)
+    return Check("device", "failure", detail, _MODEL)
 
 
 def _device(asked: str, got: str) -> Check:
@@ -225,40 +233,17 @@ def _cure(missing: str) -> str:
 
 
 def _audit(path: Path, key: Path | None) -> Check:
-    """Whether a guard could log there. Writes nothing but a file that is gone again."""
-    names = Names(path.absolute())
-    if path.is_dir():
-        return Check("audit", "failure", f"{path}: is a folder", "name a file in it")
     try:
-        with tempfile.TemporaryFile(dir=names.log.parent):
-            pass
-        for file in (names.log, names.head, names.lock):
-            if file.exists():
-                os.close(os.open(file, os.O_WRONLY | os.O_APPEND))
-    except OSError as error:
-        return Check(
-            "audit",
-            "failure",
-            f"{path}: cannot be written: {error.strerror or error}: a guard that logs there fails "
-            "closed",
-            "make the folder, or let this user write in it and to the log's files",
-        )
-    if not names.head.exists():
-        if names.log.exists() or names.full():
-            return Check("audit", "failure", f"{path}: its head is missing", _LOOK)
-        return Check("audit", "ok", f"{path}: can be written, no rows yet")
-    try:
-        head = read_head(open_key(key, names), names.head.read_bytes())
-    except (AuditError, OSError) as error:
-        return Check("audit", "failure", str(error), "give the log's key with --audit-key")
-    except ValueError as error:
-        return Check("audit", "failure", f"{path}: {error}", _LOOK)
-    file = key or names.key
-    if os.name == "posix" and file.stat().st_mode & 0o077:
+        link = check_log(path, key)
+    except UnusableLogError as error:
+        return Check("audit", "failure", str(error), _AUDIT_CURES[error.about])
+    file = key or Names(path).key
+    if os.name == "posix" and file.exists() and file.stat().st_mode & 0o077:
         return Check(
             "audit", "warning", f"{path}: its key {file} is open to others", f"chmod 600 {file}"
         )
-    return Check("audit", "ok", f"{path}: can be written, {head.seq:,} rows")
+    rows = "no rows yet" if link is None else f"{link.seq:,} rows"
+    return Check("audit", "ok", f"{path}: can be written, {rows}")
 
 
 def _latency(guard: Guard) -> Check:

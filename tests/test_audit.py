@@ -193,6 +193,14 @@ def test_a_log_that_cannot_be_written_is_one_clear_error(tmp_path: Path) -> None
         AuditLog(tmp_path / "a", fsync="sometimes")  # type: ignore[arg-type]
 
 
+@pytest.mark.parametrize("name", ["audit.jsonl.gz", "audit.GZ"])
+def test_a_log_is_not_named_as_if_it_were_compressed(tmp_path: Path, name: str) -> None:
+    """It would be written plain, and then be told broken."""
+    with pytest.raises(AuditError, match=r"is read as compressed: name it audit"):
+        AuditLog(tmp_path / name)
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_a_log_whose_key_was_lost_is_not_gone_on_with_under_another(path: Path) -> None:
     AuditLog(path)(Pair("x"), VERDICT)
     (path.parent / "audit.jsonl.key").unlink()

@@ -63,6 +63,10 @@ def test_verify_names_the_line_that_was_edited(busy: Path) -> None:
     ("args", "says"),
     [
         (["verify", "{}/nothing"], "nothing.key: cannot be read"),
+        (["verify", "."], ".: is a folder: name a file in it"),
+        (["verify", "{}"], "is a folder: name a file in it"),
+        (["show", "."], ".: is a folder: name a file in it"),
+        (["show", "{}", "--text", "a"], "is a folder: name a file in it"),
         (["verify", "{}/audit.jsonl", "--expect", "7"], "neither SEQ:HASH nor a readable file"),
         (["verify", "{}/audit.jsonl", "--expect", "7:xyz"], "is no head"),
         (["show", "{}/nothing"], "no such audit log"),

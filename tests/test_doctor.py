@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import re
@@ -12,11 +13,13 @@ from importlib import metadata
 from pathlib import Path
 
 import pytest
+from typer.testing import CliRunner
 
 import guardrail
 from guardrail import Action, Direction, Pair, Verdict
 from guardrail.artifact import artifact_folder
 from guardrail.audit import AuditLog
+from guardrail.cli import app
 from guardrail.doctor import Check, diagnose
 
 ROOT = Path(guardrail.__file__).parents[1]
@@ -225,3 +228,54 @@ def test_an_audit_log_that_would_be_refused_is_found(
     row = by_name(list(diagnose(audit=path)))["audit"]
     assert (row.status, says in row.detail) == (status, True)
     assert row.cure
+
+
+@pytest.mark.parametrize(
+    ("content", "says"), [(None, "cannot be read"), ("zz", "at least 32 hexadecimal digits")]
+)
+@pytest.mark.parametrize("given", [True, False])
+def test_a_key_that_would_be_refused_is_found_before_there_are_rows(
+    tmp_path: Path, content: str | None, says: str, given: bool
+) -> None:
+    path = tmp_path / "audit.jsonl"
+    key = tmp_path / ("k" if given else "audit.jsonl.key")
+    if content is not None:
+        key.write_text(content)
+    code, rows = doctor("--audit", str(path), *(["--audit-key", str(key)] if given else []))
+    row = rows["audit"]
+    if content is None and not given:  # made with the log
+        assert (code, row["status"]) == (0, "ok")
+    else:
+        assert (code, row["status"]) == (1, "failure")
+        assert says in row["detail"]
+        assert row["cure"]
+
+
+def test_a_log_that_does_not_end_as_its_head_says_is_found(tmp_path: Path) -> None:
+    path = tmp_path / "audit.jsonl"
+    log = AuditLog(path)
+    for _ in range(2):
+        log(Pair("x"), Verdict(Action.ALLOW, Direction.INPUT))
+    path.write_bytes(path.read_bytes().splitlines(keepends=True)[0])
+    row = by_name(list(diagnose(audit=path)))["audit"]
+    assert (row.status, "its head says 2:" in row.detail) == ("failure", True)
+    assert "move the log's files away" in row.cure
+
+
+def test_a_key_without_a_log_is_an_error() -> None:
+    done = CliRunner().invoke(app, ["doctor", "--audit-key", "k"])
+    assert (done.exit_code, done.stdout) == (2, "")
+    assert done.stderr == "error: --audit-key is of --audit: add --audit LOG\n"
+
+
+def test_a_model_that_does_not_open_is_not_blamed_on_the_device(tmp_path: Path) -> None:
+    folder = Path(shutil.copytree(artifact_folder(), tmp_path / "model"))
+    (folder / "model.onnx").write_bytes(b"no graph")
+    manifest = json.loads((folder / "manifest.json").read_text())
+    manifest["files"]["model.onnx"] = hashlib.sha256(b"no graph").hexdigest()
+    (folder / "manifest.json").write_text(json.dumps(manifest))
+    for device in ("auto", "cpu"):
+        row = by_name(list(diagnose(folder, device=device)))["device"]
+        assert (row.status, "onnxruntime cannot open it" in row.detail) == ("failure", True)
+        assert "give another --model" in row.cure
+        assert "--device auto" not in row.cure
