@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import IO, Any, cast
 
 from guardrail._audit_chain import read_row
+from guardrail._audit_files import Names
 from guardrail.audit import rows
 from guardrail.errors import GuardrailError, require
 from guardrail.taxonomy import Category, Direction, Severity
@@ -41,14 +42,15 @@ def recorded(path: Path) -> Iterator[tuple[str, Verdict | Unjudged]]:
     the row, from 1, in the output of a scan, with the field's name where it has several responses.
     Raises ReplayError, AuditError, MissingExtra."""
     name = path.name.lower().removesuffix(".gz")
-    if not path.is_file():
+    rotated = path.parent.is_dir() and bool(Names(path).full())  # then the log itself may be gone
+    if not path.is_file() and not rotated:
         raise ReplayError(f"{path}: no such file")
     try:
         if name.endswith(".parquet"):
             yield from _parquet(path)
         elif name.endswith(".csv"):
             yield from _csv(path)
-        elif _is_audit_log(path):
+        elif rotated or _is_audit_log(path):
             for where, row in rows(path):
                 found = row or {}
                 yield str(found.get("seq", where)), _verdict(found, "verdict")

@@ -88,6 +88,26 @@ def test_an_audit_log_is_replayed_over_all_its_files_by_row_number(tmp_path: Pat
     assert found.ordered()[0][1].examples == ["3", "5"]
 
 
+@pytest.mark.parametrize("left", ["plain", "compressed"])
+def test_an_audit_log_of_which_only_full_files_are_left_is_replayed(
+    tmp_path: Path, left: str
+) -> None:
+    log = AuditLog(tmp_path / "audit.jsonl", max_bytes=2000, fsync="never")
+    guard = Guard(FakeModerator(WORDS), audit=log)
+    for text in TEXTS:
+        guard.check(text)
+    log.path.unlink()
+    full = sorted(tmp_path.glob("audit.jsonl.0*"))
+    kept = sum(len(file.read_bytes().splitlines()) for file in full)
+    assert kept > 1
+    for file in full if left == "compressed" else []:
+        file.with_name(f"{file.name}.gz").write_bytes(gzip.compress(file.read_bytes()))
+        file.unlink()
+    code, out, error = run(log.path, "--policy", "permissive", "--uncalibrated", "--json")
+    assert (code, error) == (0, "")
+    assert json.loads(out)["rows"] == kept
+
+
 @pytest.mark.parametrize("name", ["out.jsonl.gz", "out.csv", "out.csv.gz", "out.parquet"])
 def test_every_format_of_a_scan_gives_the_same(scanned: Path, name: str) -> None:
     path = scanned.with_name(name)
@@ -341,6 +361,8 @@ def test_the_command_gives_json(scanned: Path) -> None:
     ("args", "says"),
     [
         (["nowhere", "--policy", "strict"], "nowhere: no such file"),
+        (["nowhere/x", "--policy", "strict"], "nowhere/x: no such file"),
+        ([".", "--policy", "strict"], ".: is a folder: name a file in it"),
         (["IN", "--policy", "strickt"], "did you mean 'strict'?"),
         (["IN", "--policy", "strict", "--policy-from", "nothing"], "neither a preset"),
         (["IN", "--policy", "strict", "--model", "nowhere"], "not a model folder"),
