@@ -79,7 +79,8 @@ def scan(
     ] = False,
 ) -> None:
     """Judge every row of a file or a data set: each is written with `guardrail`, its verdict, or
-    an `error`. Rows keep their order. The same command, run again after it was stopped, goes on."""
+    an `error`. Rows keep their order. The same command, run again after it was stopped, goes on.
+    The exit code is 1 where not one row could be judged."""
     _check_options(engine, address, gpus_per_worker, device)
     for option, path in (("--output", output), ("--report", report), ("--audit", audit)):
         if path is not None and (problem := no_place(path)):
@@ -121,6 +122,9 @@ def scan(
     console().print(summary(tally, (tally.rows - before) / seconds))
     if report is not None:
         _write_report(report, tally, source, judge)
+    if tally.rows and tally.errors == tally.rows:
+        most = tally.problems.most_common(1)[0][0]
+        raise typer.Exit(complain(f"no row could be judged; of most: {most}", 1))
 
 
 def _check_options(engine: str, address: str | None, gpus: float, device: Device) -> None:

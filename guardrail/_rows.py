@@ -14,7 +14,7 @@ import lzma
 import os
 import re
 import zlib
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import Path
@@ -47,6 +47,7 @@ OWN = ("guardrail", "error")
 
 _NUMBERED = re.compile(r"response_(\d+)")
 _SPACE = " \t\r\n"  # what JSON calls white space
+_SHOWN = 30  # names in a message
 _PEEK = 100  # lines of a JSONL file that are looked at for the names of its fields
 
 
@@ -187,10 +188,25 @@ class JsonLines(_Text):
 
     def __init__(self, files: Sequence[Path], output: Path, fields: Fields) -> None:
         super().__init__(files, output, fields)
-        if not fields.responses:
-            first = (_parsed(raw) for raw in islice(self.raw(), _PEEK))
-            seen = {name for row in first if isinstance(row, dict) for name in row}
-            self.fields = fields.resolve(seen)
+        self.fields = fields.resolve(self._look_for(fields))
+
+    def _look_for(self, fields: Fields) -> Iterable[str]:
+        """The names that the first rows have. Reads on until each field that was asked for was
+        seen. Raises ScanUsageError where one is in no row: all would be errors, or prompts alone.
+        """
+        missing = {fields.prompt, *fields.responses}
+        seen: dict[str, None] = {}
+        for number, raw in enumerate(self.raw()):
+            if number >= _PEEK and not missing:
+                break
+            row = _parsed(raw)
+            if isinstance(row, dict):
+                missing.difference_update(row)
+                if number < _PEEK or not seen:
+                    seen |= dict.fromkeys(row)
+        if missing and seen:
+            _name_missing(f"{self.files[0]}: no row has a field", fields, missing, seen)
+        return seen
 
     def count(self) -> int:
         return sum(1 for _ in self.raw())
@@ -336,12 +352,21 @@ def check_columns(source: Path, fields: Fields, columns: Sequence[str]) -> None:
     """Raises ScanUsageError where a named column is not there, or two have one name."""
     if len(set(columns)) < len(columns):
         raise ScanUsageError(f"{source}: two columns have one name: {', '.join(columns)}")
-    for option, name in [("prompt", fields.prompt), *(("response", r) for r in fields.responses)]:
-        if name not in columns:
-            raise ScanUsageError(
-                f"{source}: no column {name!r} (it has {', '.join(columns)}): "
-                f"name the right one with --{option}-field"
-            )
+    missing = {fields.prompt, *fields.responses}.difference(columns)
+    if missing:
+        _name_missing(f"{source}: no column", fields, missing, columns)
+
+
+def _name_missing(
+    what: str, fields: Fields, missing: Collection[str], there: Iterable[str]
+) -> NoReturn:
+    option, name = "prompt", fields.prompt
+    if name not in missing:
+        option, name = "response", next(r for r in fields.responses if r in missing)
+    names = ", ".join(islice(there, _SHOWN)) or "none"
+    raise ScanUsageError(
+        f"{what} {name!r} (there are {names}): name the right one with --{option}-field"
+    )
 
 
 def json_text(value: object) -> str:

@@ -137,6 +137,7 @@ anything = st.binary(max_size=40).map(lambda data: data.replace(b"\n", b" "))
 def test_any_lines_come_back_as_many_and_in_order(rows: list[bytes], chunk: int) -> None:
     with TemporaryDirectory() as folder:
         source, output = Path(folder, "in.jsonl"), Path(folder, "out.jsonl")
+        rows = [*rows, b'{"prompt": "hello"}']  # where no row has a prompt, a scan is refused
         source.write_bytes(b"".join(row + b"\n" for row in rows))
         tally = scan(source, output, chunk=chunk)
         out = [json.loads(line) for line in output.read_bytes().split(b"\n")[:-1]]

@@ -77,6 +77,37 @@ def test_another_policy_does_not_go_on_with_a_scan(many: Path, tmp_path: Path) -
     assert b"left by another scan (policy differs)" in err
 
 
+@pytest.mark.parametrize(
+    ("rows", "option", "code", "says"),
+    [
+        (
+            [{"q": "hello", "a": "hi"}],
+            "--prompt-field=nope",
+            2,
+            b"(there are q, a): name the right",
+        ),
+        (
+            [{"q": None}] * 3 + [{"q": 5}],
+            "--prompt-field=q",
+            1,
+            b"no row could be judged; of most: no 'q' in",
+        ),
+        ([{"q": None}, {"q": "hello"}], "--prompt-field=q", 0, b""),
+        ([], "--prompt-field=q", 0, b""),
+    ],
+)
+def test_a_scan_that_judged_nothing_does_not_pass_for_one_that_did(
+    rows: list[object], option: str, code: int, says: bytes, tmp_path: Path
+) -> None:
+    source, output = write_rows(tmp_path / "in.jsonl", rows), tmp_path / "out.jsonl"
+    process = start(str(source), "--output", str(output), option)
+    _, err = process.communicate(timeout=120)
+    assert (process.returncode, len(err.splitlines())) == (code, 1 if says else 0)
+    assert says in err
+    if code != 2:
+        assert len(read_rows(output)) == len(rows)
+
+
 def test_parquet_without_pyarrow_names_the_extra(tmp_path: Path) -> None:
     (tmp_path / "in.parquet").write_bytes(b"PAR1")
     (tmp_path / "sitecustomize.py").write_text(

@@ -151,6 +151,13 @@ def test_a_file_cut_short_is_an_error_and_not_a_short_output(tmp_path: Path) -> 
         ("in.jsonl", "{}", "out.csv", "has the format of the input"),
         ("in.csv", "", "out.csv", "names its columns"),
         ("in.csv", "a,b\n", "out.csv", "no column 'prompt'"),
+        (
+            "in.csv",
+            "q,a\n",
+            "out.csv",
+            r"\(there are q, a\): name the right one with --prompt-field",
+        ),
+        ("in.jsonl", '1\n{"q": 1}\n', "out.jsonl", r"no row has a field 'prompt' \(there are q\)"),
         ("in.csv", "prompt,prompt\n", "out.csv", "one name"),
         ("in.jsonl", "{}", ".", "is a folder"),
         ("in.jsonl", "{}", "", "is a folder"),
@@ -217,6 +224,21 @@ def test_a_response_column_that_is_not_there_is_told(tmp_path: Path) -> None:
     (tmp_path / "in.csv").write_text("prompt,answer\na,b\n")
     with pytest.raises(ScanUsageError, match=r"no column 'reply' .*--response-field"):
         Scan(tmp_path / "in.csv", tmp_path / "out.csv", fields=Fields("prompt", ("reply",)))
+
+
+def test_a_field_that_no_jsonl_row_has_is_told_and_one_of_a_late_row_is_found(
+    tmp_path: Path,
+) -> None:
+    rows = [{"q": "hello", "n": n} for n in range(300)]
+    source = write_rows(tmp_path / "in.jsonl", [*rows, {"prompt": "a bomb", "reply": "idiot"}])
+    for fields, says in (
+        (Fields("nope"), r"no row has a field 'nope' \(there are q, n\): .*--prompt-field"),
+        (Fields("prompt", ("reply", "nope")), r"a field 'nope' .*--response-field"),
+    ):
+        with pytest.raises(ScanUsageError, match=says):
+            Scan(source, tmp_path / "out.jsonl", fields=fields)
+    tally = scan(source, tmp_path / "out.jsonl", fields=Fields("prompt", ("reply",)))
+    assert (tally.rows, tally.errors) == (301, 300)
 
 
 # --- columns -------------------------------------------------------------------------------------
