@@ -1,34 +1,27 @@
-"""What `guardrail scan` reads and writes: rows, the fields to judge in them, and the text formats.
+"""What `guardrail scan` reads and writes: rows, and the fields to judge in them.
 
-A format reads *raw* rows, turns each into a `Row` (the pairs to judge, or what is wrong with it),
-and writes rows with their outcome, verdicts or an error. Nothing here judges, or knows of resuming.
+A format (`_scan_text`, `_scan_arrow`) reads *raw* rows, turns each into a `Row` (the pairs to judge,
+or what is wrong with it), and writes rows with their outcome, verdicts or an error. Nothing here
+judges, or knows of resuming.
 """
 
 from __future__ import annotations
 
-import csv
-import gzip
-import io
 import json
-import lzma
-import os
 import re
-import zlib
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import Path
-from typing import IO, Any, NoReturn, Protocol, TypeAlias, cast
+from typing import Any, NoReturn, Protocol, TypeAlias
 
 from guardrail.errors import GuardrailError
 from guardrail.verdict import Pair, Verdict
 
 __all__ = [
     "OWN",
-    "Csv",
     "Fields",
     "Format",
-    "JsonLines",
     "Outcome",
     "Row",
     "ScanError",
@@ -36,6 +29,7 @@ __all__ = [
     "check_columns",
     "json_text",
     "line",
+    "name_missing",
 ]
 
 # One verdict per judged field, named by the field; or what is wrong with the row.
@@ -46,9 +40,7 @@ Outcome: TypeAlias = Mapping[str, Verdict] | str
 OWN = ("guardrail", "error")
 
 _NUMBERED = re.compile(r"response_(\d+)")
-_SPACE = " \t\r\n"  # what JSON calls white space
 _SHOWN = 30  # names in a message
-_PEEK = 100  # lines of a JSONL file that are looked at for the names of its fields
 
 
 class ScanError(GuardrailError):
@@ -156,210 +148,19 @@ class Format(Protocol):
         ...
 
 
-class _Text:
-    """What the two text formats share: compression, and a finish by renaming."""
-
-    def __init__(self, files: Sequence[Path], output: Path, fields: Fields) -> None:
-        self.files = files
-        self.fields = fields
-        self._gzip = output.suffix.lower() == ".gz"
-
-    def pack(self, chunk: bytes) -> bytes:
-        return gzip.compress(chunk, 6, mtime=0) if self._gzip else chunk
-
-    def finish(self, partial: Path, output: Path) -> None:
-        os.replace(partial, output)
-
-
-def _open(path: Path) -> IO[bytes]:
-    suffix = path.suffix.lower()
-    if suffix == ".gz":
-        return cast(IO[bytes], gzip.open(path, "rb"))
-    return cast(IO[bytes], lzma.open(path, "rb")) if suffix == ".xz" else path.open("rb")
-
-
-_UNREADABLE = (OSError, EOFError, zlib.error, lzma.LZMAError, csv.Error)
-
-
-class JsonLines(_Text):
-    """One JSON object per line, kept to the letter; those that could be judged have a `guardrail`
-    at their end. A line that is no object is kept as text under `raw`; so is an empty one: row n of
-    the output is line n of the input."""
-
-    def __init__(self, files: Sequence[Path], output: Path, fields: Fields) -> None:
-        super().__init__(files, output, fields)
-        self.fields = fields.resolve(self._look_for(fields))
-
-    def _look_for(self, fields: Fields) -> Iterable[str]:
-        """The names that the first rows have. Reads on until each field that was asked for was
-        seen. Raises ScanUsageError where one is in no row: all would be errors, or prompts alone.
-        """
-        missing = {fields.prompt, *fields.responses}
-        seen: dict[str, None] = {}
-        for number, raw in enumerate(self.raw()):
-            if number >= _PEEK and not missing:
-                break
-            row = _parsed(raw)
-            if isinstance(row, dict):
-                missing.difference_update(row)
-                if number < _PEEK or not seen:
-                    seen |= dict.fromkeys(row)
-        if missing and seen:
-            _name_missing(f"{self.files[0]}: no row has a field", fields, missing, seen)
-        return seen
-
-    def count(self) -> int:
-        return sum(1 for _ in self.raw())
-
-    def raw(self, skip: int = 0) -> Iterator[bytes]:
-        return islice(self._lines(), skip, None)
-
-    def _lines(self) -> Iterator[bytes]:
-        for path in self.files:
-            try:
-                with _open(path) as file:
-                    for number, text in enumerate(file):
-                        yield text.removeprefix(b"\xef\xbb\xbf") if number == 0 else text
-            except _UNREADABLE as error:
-                raise _broken(path, error) from error
-
-    def row(self, raw: bytes) -> Row:
-        text = raw.decode("utf-8", "replace").rstrip("\r\n")
-        found = _parsed(raw)
-        if isinstance(found, str):
-            return Row(json_text({"raw": text}), found)
-        if not found.keys().isdisjoint(OWN):
-            kept = [member for name, member in _members(text) if name not in OWN]
-            text = f"{{{', '.join(kept)}}}"
-        return Row(text, self.fields.pairs(found))
-
-    def header(self) -> bytes:
-        return b""
-
-    def encode(self, row: Row, outcome: Outcome) -> bytes:
-        """The row's own text, to the letter, and our field at its end."""
-        text: str = row.content
-        before = text.strip(_SPACE).removesuffix("}").rstrip(_SPACE)
-        comma = "" if before == "{" else ", "
-        return (before + comma).encode("utf-8") + line(self.fields.to_json(outcome))[1:]
-
-
-def _parsed(raw: bytes) -> dict[str, Any] | str:
-    """A line's object, or what is wrong with it."""
-    try:
-        content = json.loads(raw.decode("utf-8"), parse_constant=_no_constant)
-        json.dumps(content, allow_nan=False)  # 1e999 reads as infinity, which is not JSON
-    except UnicodeDecodeError as error:
-        return f"invalid UTF-8 at byte {error.start} of the line"
-    except RecursionError:
-        return "broken JSON: nested too deeply"
-    except ValueError as error:
-        return f"broken JSON: {error}" if raw.strip() else "an empty line"
-    return (
-        content if isinstance(content, dict) else f"not a JSON object but {type(content).__name__}"
-    )
-
-
-def _members(text: str) -> Iterator[tuple[str, str]]:
-    """The name and the text of each member of an object, whose text is known to be JSON."""
-
-    def past_space(at: int) -> int:
-        while text[at] in _SPACE:
-            at += 1
-        return at
-
-    read = json.JSONDecoder().raw_decode
-    at = past_space(past_space(0) + 1)
-    while text[at] != "}":
-        name, end = read(text, at)
-        _, end = read(text, past_space(past_space(end) + 1))  # beyond the colon
-        yield name, text[at:end]
-        at = past_space(end)
-        at = past_space(at + 1) if text[at] == "," else at
-
-
-class Csv(_Text):
-    """Comma separated, with a header, UTF-8. Adds the columns `guardrail` (JSON) and `error`."""
-
-    def __init__(self, files: Sequence[Path], output: Path, fields: Fields) -> None:
-        super().__init__(files, output, fields)
-        self._columns = self._header(files[0])
-        for path in files[1:]:
-            if self._header(path) != self._columns:
-                raise ScanUsageError(f"{path}: has other columns than {files[0]}")
-        check_columns(files[0], fields, self._columns)
-        self.fields = fields.resolve(self._columns)
-        self._written = self._columns + [c for c in OWN if c not in self._columns]
-
-    @staticmethod
-    def _header(path: Path) -> list[str]:
-        columns = next(_records(path), None)
-        if columns is None:
-            raise ScanUsageError(f"{path}: empty; the first line of a CSV names its columns")
-        if any(map(_undecoded, columns)):
-            raise ScanUsageError(f"{path}: its first line is not valid UTF-8: save it as UTF-8")
-        return columns
-
-    def count(self) -> int:
-        return sum(1 for _ in self.raw())
-
-    def raw(self, skip: int = 0) -> Iterator[list[str]]:
-        rows = (row for path in self.files for row in islice(_records(path), 1, None))
-        return islice(rows, skip, None)
-
-    def row(self, raw: list[str]) -> Row:
-        cells = [_replace_undecoded(cell) for cell in raw]
-        content = dict(zip(self._columns, cells, strict=False))
-        if cells != raw:
-            return Row(content, "invalid UTF-8")
-        if not raw:
-            return Row(content, "an empty line")
-        if len(raw) != len(self._columns):
-            over = raw[len(self._columns) :]
-            rest = f"; left over: {json.dumps(over, ensure_ascii=False)}" if over else ""
-            return Row(content, f"{len(raw)} fields, but the header has {len(self._columns)}{rest}")
-        return Row(content, self.fields.pairs(content))
-
-    def header(self) -> bytes:
-        return self._encode(self._written)
-
-    def encode(self, row: Row, outcome: Outcome) -> bytes:
-        cells = {**row.content, **dict.fromkeys(OWN, "")}
-        for key, value in self.fields.to_json(outcome).items():
-            cells[key] = value if isinstance(value, str) else json_text(value)
-        return self._encode([cells.get(column, "") for column in self._written])
-
-    @staticmethod
-    def _encode(cells: list[str]) -> bytes:
-        buffer = io.StringIO()
-        csv.writer(buffer).writerow(cells)
-        return buffer.getvalue().encode("utf-8")
-
-
-def _records(path: Path) -> Iterator[list[str]]:
-    csv.field_size_limit(2**31 - 1)  # the default, 128 KiB, is less than a long document
-    try:
-        with (
-            _open(path) as file,
-            io.TextIOWrapper(file, "utf-8-sig", "surrogateescape", newline="") as text,
-        ):
-            yield from csv.reader(text)
-    except _UNREADABLE as error:
-        raise _broken(path, error) from error
-
-
 def check_columns(source: Path, fields: Fields, columns: Sequence[str]) -> None:
     """Raises ScanUsageError where a named column is not there, or two have one name."""
     if len(set(columns)) < len(columns):
         raise ScanUsageError(f"{source}: two columns have one name: {', '.join(columns)}")
     missing = {fields.prompt, *fields.responses}.difference(columns)
     if missing:
-        _name_missing(f"{source}: no column", fields, missing, columns)
+        name_missing(f"{source}: no column", fields, missing, columns)
 
 
-def _name_missing(
+def name_missing(
     what: str, fields: Fields, missing: Collection[str], there: Iterable[str]
 ) -> NoReturn:
+    """Raises ScanUsageError: the first of the fields that is missing, and what there is."""
     option, name = "prompt", fields.prompt
     if name not in missing:
         option, name = "response", next(r for r in fields.responses if r in missing)
@@ -379,21 +180,3 @@ def line(content: object) -> bytes:
         return json_text(content).encode("utf-8") + b"\n"
     except UnicodeEncodeError:  # half a surrogate pair: JSON can say it, UTF-8 cannot
         return json.dumps(content, allow_nan=False).encode("ascii") + b"\n"
-
-
-def _broken(path: Path, error: Exception) -> ScanError:
-    return ScanError(f"{path}: cannot be read to its end: {error}")
-
-
-def _no_constant(name: str) -> NoReturn:
-    raise ValueError(f"{name} is not JSON")
-
-
-def _undecoded(text: str) -> bool:
-    return any("\udc80" <= char <= "\udcff" for char in text)
-
-
-def _replace_undecoded(text: str) -> str:
-    if not _undecoded(text):
-        return text
-    return text.encode("utf-8", "surrogateescape").decode("utf-8", "replace")

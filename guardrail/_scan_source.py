@@ -18,8 +18,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from guardrail._rows import OWN, Csv, Fields, Format, JsonLines, ScanError, ScanUsageError
+from guardrail._rows import OWN, Fields, Format, ScanError, ScanUsageError
 from guardrail._scan_arrow import Arrow
+from guardrail._scan_text import Csv, JsonLines
 from guardrail.errors import require
 
 __all__ = ["Source", "open_format", "open_source"]
