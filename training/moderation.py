@@ -39,7 +39,7 @@ from training.model import ModerationModel
 from training.objective import Objective, loss_of
 from training.quantized import quantization_aware, settle
 from training.restore import weights_of
-from training.runs import save_whole, warmup_then_linear
+from training.runs import identity, refuse_another, save_whole, warmup_then_linear
 
 
 @dataclass
@@ -143,9 +143,18 @@ class Progress:
 class Run:
     """The state of one training run: a step of it, its clock, its checkpoints."""
 
-    def __init__(self, args: Args, model: ModerationModel, accelerator: Accelerator, steps: int):
+    def __init__(
+        self,
+        args: Args,
+        model: ModerationModel,
+        accelerator: Accelerator,
+        rows: Sequence[Encoded],
+        steps: int,
+    ):
         optimizer = torch.optim.AdamW(parameter_groups(model, args))
         self.args, self.steps, self.accelerator = args, steps, accelerator
+        targets = ((*r.example.key, r.severity.tolist(), r.categories.tolist()) for r in rows)
+        self.identity = identity(args, targets)
         self.schedule = warmup_then_linear(optimizer, steps, args.warmup)
         self.parallel, self.optimizer = accelerator.prepare(model, optimizer)
         self.model = accelerator.unwrap_model(self.parallel)
@@ -204,6 +213,7 @@ class Run:
         """Write the checkpoint; a kill at any moment leaves the last whole one."""
         self.seconds()
         state = {
+            "run": self.identity,
             "model": self.model.state_dict(),
             "optimizer": self.optimizer.state_dict(),
             "schedule": self.schedule.state_dict(),
@@ -218,6 +228,7 @@ class Run:
         if not path.exists():
             return
         state = torch.load(path, weights_only=True)
+        refuse_another(path, state.get("run"), self.identity)
         self.model.load_state_dict(state["model"])
         self.optimizer.load_state_dict(state["optimizer"])
         self.schedule.load_state_dict(state["schedule"])
@@ -258,7 +269,7 @@ def main(args: Args) -> None:
         begin(model, args)
     if args.quantization_aware:
         quantization_aware(model)
-    run = Run(args, model, accelerator, steps)
+    run = Run(args, model, accelerator, rows, steps)
     if accelerator.is_main_process:
         print(
             f"{len(rows)} texts ({heeded} labelled by people too), {steps} steps, "

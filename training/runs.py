@@ -1,14 +1,19 @@
-"""What training runs share: a learning rate that warms up and fades, and checkpoints kept whole."""
+"""What training runs share: a learning rate that warms up and fades, checkpoints kept whole, and
+that none is resumed as another run."""
 
 from __future__ import annotations
 
+import hashlib
+import json
 import os
+from collections.abc import Iterable
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import torch
 
-__all__ = ["save_whole", "warmup_then_linear"]
+__all__ = ["identity", "refuse_another", "save_whole", "warmup_then_linear"]
 
 
 def warmup_then_linear(
@@ -27,3 +32,22 @@ def save_whole(state: dict[str, Any], path: Path) -> None:
     partial = path.with_suffix(".partial")
     torch.save(state, partial)
     os.replace(partial, path)
+
+
+def identity(args: Any, rows: Iterable[object]) -> str:
+    """What tells a run from others: its arguments (a dataclass), but for where it writes and how
+    often, and what it trains on (`rows`, of what JSON has)."""
+    told = {k: v for k, v in asdict(args).items() if k not in ("out", "checkpoint_seconds")}
+    found = hashlib.sha256(json.dumps(told, default=str, sort_keys=True).encode())
+    for row in rows:
+        found.update(json.dumps(row).encode())
+    return found.hexdigest()
+
+
+def refuse_another(path: Path, theirs: str | None, ours: str) -> None:
+    """SystemExit where the checkpoint at `path` is not of the run that would go on from it."""
+    if theirs != ours:
+        raise SystemExit(
+            f"{path} is of a run with other arguments or data: resume it with the same ones, "
+            "remove it, or choose another --out"
+        )

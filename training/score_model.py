@@ -37,7 +37,7 @@ from training.preferences import (
     read_preferences,
     refuse_flipped,
 )
-from training.runs import save_whole, warmup_then_linear
+from training.runs import identity, refuse_another, save_whole, warmup_then_linear
 from training.score_backbone import Backbone, Score, open_backbone
 from training.score_metrics import score_metrics
 
@@ -193,8 +193,16 @@ class Progress:
 class Run:
     """The state of one training run: a step of it, its clock, its checkpoints."""
 
-    def __init__(self, args: Args, backbone: Backbone, accelerator: Accelerator, steps: int):
+    def __init__(
+        self,
+        args: Args,
+        backbone: Backbone,
+        accelerator: Accelerator,
+        preferences: Sequence[Preference],
+        steps: int,
+    ):
         self.args, self.steps, self.accelerator = args, steps, accelerator
+        self.identity = identity(args, (asdict(p) for p in preferences))
         self.pad_id = backbone.layout.pad_id
         groups = backbone.model.parameter_groups(args.learning_rate, args.head_learning_rate)
         optimizer = torch.optim.AdamW(groups, weight_decay=0.01)
@@ -246,7 +254,7 @@ class Run:
         """Write the checkpoint; a kill at any moment leaves the last whole one."""
         self._report()
         state = {
-            "args": json.dumps(asdict(self.args), default=str),
+            "run": self.identity,
             "model": self.model.state_dict(),
             "optimizer": self.optimizer.state_dict(),
             "schedule": self.schedule.state_dict(),
@@ -260,11 +268,7 @@ class Run:
         if not path.exists():
             return
         state = torch.load(path, weights_only=True)
-        if state["args"] != json.dumps(asdict(self.args), default=str):
-            raise SystemExit(
-                f"{path} is of a run with other arguments: resume it with the same ones, remove "
-                "it, or choose another --out"
-            )
+        refuse_another(path, state.get("run"), self.identity)
         self.model.load_state_dict(state["model"])
         self.optimizer.load_state_dict(state["optimizer"])
         self.schedule.load_state_dict(state["schedule"])
@@ -294,7 +298,7 @@ def main(args: Args) -> None:
     steps = list(plan(rows, args, accelerator.num_processes))
     if not steps:
         raise SystemExit("fewer batches than processes: lower --tokens-per-batch")
-    run = Run(args, backbone, accelerator, len(steps))
+    run = Run(args, backbone, accelerator, preferences, len(steps))
     if accelerator.is_main_process:
         print(f"{len(rows)} pairs, {len(steps)} steps", flush=True)
     for step in steps[run.progress.step :]:

@@ -11,6 +11,7 @@ LoRA on the base; the loss is on the answer's tokens alone. Demonstrations come 
 from __future__ import annotations
 
 import hashlib
+import json
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -33,6 +34,7 @@ from training.tuning import (
     epochs_of,
     finish,
     open_policy,
+    remember,
     rows_per_update,
     train,
 )
@@ -105,6 +107,8 @@ def main(args: Args) -> None:
     if not chosen:
         raise SystemExit(f"{args.data}: no demonstration fits in {args.max_tokens} tokens")
     rows = encode(chosen, lm.tokenizer)
+    of_data = {"data": hashlib.sha256(json.dumps(rows).encode()).hexdigest()[:16]}
+    remember(args.out / "data.json", of_data, beside=str(args.out))
     order = epochs_of([len(row["input_ids"]) for row in rows], args)
     tokens = sum(len(rows[i]["input_ids"]) for i in order)
     print(f"{len(chosen)} demonstrations, {tokens} tokens in {args.epochs} epochs", flush=True)

@@ -94,6 +94,11 @@ def test_sft_stopped_by_a_signal_resumes_to_the_same_curve(
         with pytest.raises(SystemExit, match="stopped at step 5 of 16: the same command goes on"):
             sft.main(sft_args(root, out, epochs=2))
     assert not (out / "summary.json").exists()
+    with monkeypatch.context() as patch:
+        choose = sft.choose
+        patch.setattr(sft, "choose", lambda *given: choose(*given)[1:])
+        with pytest.raises(SystemExit, match="is of a run with another data"):
+            sft.main(sft_args(root, out, epochs=2))
     # A checkpoint that a kill left half written is passed over.
     (out / "checkpoints" / "checkpoint-9").mkdir()
     sft.main(sft_args(root, out, epochs=2))

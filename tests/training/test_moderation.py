@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -13,6 +14,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import tyro
 
 torch = pytest.importorskip("torch")
 pytest.importorskip("transformers")
@@ -83,6 +85,12 @@ def test_a_killed_run_resumes_and_ends_like_an_unbroken_one(
     process.wait()
     assert (tmp_path / "checkpoint.pt").exists()
     assert not (tmp_path / "summary.json").exists()
+    other = shutil.copytree(tiny_data, tmp_path / "other")
+    texts = (other / "train.jsonl").read_text().splitlines(keepends=True)
+    (other / "train.jsonl").write_text("".join(texts[1:]))
+    for changed in ({"data": other}, {"seed": 1}):
+        with pytest.raises(SystemExit, match="is of a run with other arguments or data"):
+            main(replace(tyro.cli(Args, args=flags), **changed))
     second = subprocess.run(command(*flags), cwd=ROOT, check=True, capture_output=True, text=True)
     assert "resumed at step" in second.stdout
     last = json.loads((tmp_path / "summary.json").read_text())["history"][-1]

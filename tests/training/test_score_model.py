@@ -115,7 +115,7 @@ def test_an_interrupted_run_resumes_to_the_same_curve(
         patch.setattr(score_model.Run, "step", interrupted)
         with pytest.raises(KeyboardInterrupt):
             score_model.main(broken)
-    with pytest.raises(SystemExit, match="a run with other arguments"):
+    with pytest.raises(SystemExit, match="a run with other arguments or data"):
         score_model.main(replace(broken, sign=0.5))
     score_model.main(broken)
     assert len(curves[0]) > 8
