@@ -1,8 +1,8 @@
 """What `guardrail scan` reads and writes: rows, and the fields to judge in them.
 
-A format (`_scan_text`, `_scan_arrow`) reads *raw* rows, turns each into a `Row` (the pairs to judge,
-or what is wrong with it), and writes rows with their outcome, verdicts or an error. Nothing here
-judges, or knows of resuming.
+A format (`_scan_text`, `_scan_arrow`) reads *raw* rows, turns each into a `Row` (the pairs to
+judge, or what is wrong with it), and writes rows with their outcome, verdicts or an error. Nothing
+here judges, or knows of resuming.
 """
 
 from __future__ import annotations
@@ -106,10 +106,14 @@ class Fields:
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """A row as its format keeps it, and its pairs by field; where that is a str, what is wrong."""
+    """A row as its format keeps it, and its pairs by field; where that is a str, what is wrong.
+
+    raw: the row as it was read, by which a later run tells that it is the same.
+    """
 
     content: Any
     pairs: Mapping[str, Pair] | str
+    raw: Any = None
 
 
 class Format(Protocol):

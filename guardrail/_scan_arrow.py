@@ -64,7 +64,7 @@ class Arrow:
 
     def row(self, raw: dict[str, Any]) -> Row:
         bad = next((f"{n!r} {c.why}" for n, c in raw.items() if isinstance(c, _Unread)), None)
-        return Row({}, bad or self.fields.pairs(raw))
+        return Row({}, bad or self.fields.pairs(raw), raw)
 
     def header(self) -> bytes:
         return b""

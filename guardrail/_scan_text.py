@@ -104,11 +104,11 @@ class JsonLines(_Text):
         text = raw.decode("utf-8", "replace").rstrip("\r\n")
         found = _parsed(raw)
         if isinstance(found, str):
-            return Row(json_text({"raw": text}), found)
+            return Row(json_text({"raw": text}), found, raw)
         if not found.keys().isdisjoint(OWN):
             kept = [member for name, member in _members(text) if name not in OWN]
             text = f"{{{', '.join(kept)}}}"
-        return Row(text, self.fields.pairs(found))
+        return Row(text, self.fields.pairs(found), raw)
 
     def header(self) -> bytes:
         return b""
@@ -187,15 +187,18 @@ class Csv(_Text):
     def row(self, raw: list[str]) -> Row:
         cells = [_replace_undecoded(cell) for cell in raw]
         content = dict(zip(self._columns, cells, strict=False))
+        return Row(content, self._problem(cells, raw) or self.fields.pairs(content), raw)
+
+    def _problem(self, cells: list[str], raw: list[str]) -> str | None:
         if cells != raw:
-            return Row(content, "invalid UTF-8")
+            return "invalid UTF-8"
         if not raw:
-            return Row(content, "an empty line")
-        if len(raw) != len(self._columns):
-            over = raw[len(self._columns) :]
-            rest = f"; left over: {json.dumps(over, ensure_ascii=False)}" if over else ""
-            return Row(content, f"{len(raw)} fields, but the header has {len(self._columns)}{rest}")
-        return Row(content, self.fields.pairs(content))
+            return "an empty line"
+        if len(raw) == len(self._columns):
+            return None
+        over = raw[len(self._columns) :]
+        rest = f"; left over: {json.dumps(over, ensure_ascii=False)}" if over else ""
+        return f"{len(raw)} fields, but the header has {len(self._columns)}{rest}"
 
     def header(self) -> bytes:
         return self._encode(self._written)

@@ -1,17 +1,19 @@
 """`guardrail scan`: judge a file or a data set, row by row, and survive being killed.
 
 Rows go to `OUT.partial` a chunk at a time. After each chunk the file is on disk, and then
-`OUT.partial.state` says how many rows and bytes of it count; a later run cuts the partial file
-back to those bytes and goes on. A complete partial file becomes `OUT` in one step. An engine does
-the judging: `LocalEngine` here, or Ray.
+`OUT.partial.state` says how many rows and bytes of it count; a later run sees that those rows still
+read as they did, cuts the partial file back to those bytes and goes on. A complete partial file
+becomes `OUT` in one step. An engine does the judging: `LocalEngine` here, or Ray.
 """
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager
+from itertools import islice
 from pathlib import Path
 from typing import IO, Any
 
@@ -78,6 +80,7 @@ class Scan:
         self._excerpts = excerpts
         self._log = audit
         self._audit: ScanAudit | None = None
+        self._seen = b""  # a digest of the rows that are safe, as they were read
         self._check_output()
         self.source = source if isinstance(source, Source) else open_source(str(source))
         read = {"the input": self.source.files, "the audit log": [audit.path] if audit else []}
@@ -146,6 +149,7 @@ class Scan:
                 self._write_audit(judged)
                 for row, outcome in judged:
                     tally.add(row, outcome, excerpts=self._excerpts)
+                    self._seen = _digest(self._seen, row.raw)
                 save(b"".join(self._format.encode(row, outcome) for row, outcome in judged))
                 progress(tally)
         return size
@@ -205,14 +209,17 @@ class Scan:
 
     def _resume(self, identity: dict[str, Any], file: IO[bytes]) -> tuple[Tally, int]:
         """The tally and the size of what counts in the partial file, cut back to it."""
-        tally, size = Tally(), 0
+        tally, size, self._seen = Tally(), 0, b""
         left = self._left_behind(file)
         logged: dict[str, Any] | None = None
         if left is not None:
             differs = [k for k, value in identity.items() if left["scan"].get(k) != value]
+            seen = b"" if differs else self._read_again(int(left["tally"]["rows"]))
+            if not differs and seen.hex() != left["seen"]:
+                differs = ["input"]
             if not differs:
                 tally, size = Tally.from_json(left["tally"]), int(left["bytes"])
-                logged = left.get("audit")
+                self._seen, logged = seen, left.get("audit")
             elif not self._overwrite:
                 raise ScanUsageError(
                     f"{self.partial}: left by another scan ({', '.join(differs)} differs): repeat "
@@ -223,12 +230,21 @@ class Scan:
         file.seek(size)
         return tally, size
 
+    def _read_again(self, rows: int) -> bytes:
+        """The digest of the first rows as they are now. An edit may leave the input's size and time
+        of change as they were, and old verdicts would then stand beside new texts."""
+        seen = b""
+        for raw in islice(self._format.raw(), rows):
+            seen = _digest(seen, raw)
+        return seen
+
     def _left_behind(self, file: IO[bytes]) -> dict[str, Any] | None:
         """The state of an earlier run; None where it got nowhere."""
         present = file.seek(0, os.SEEK_END)
         try:
             left: dict[str, Any] = json.loads(self.state.read_bytes())
             Tally.from_json(left["tally"])
+            str(left["seen"])
             if (logged := left.get("audit")) is not None:
                 int(logged["after"]), list(logged["pids"])
             if int(left["bytes"]) <= present and isinstance(left["scan"], dict):
@@ -245,7 +261,8 @@ class Scan:
     def _save(
         self, identity: dict[str, Any], size: int, tally: Tally, *, complete: bool = False
     ) -> None:
-        data = {"scan": identity, "bytes": size, "complete": complete, "tally": tally.to_json()}
+        data = {"scan": identity, "bytes": size, "seen": self._seen.hex(), "complete": complete}
+        data["tally"] = tally.to_json()
         if self._audit is not None:
             data["audit"] = self._audit.state
         fresh = beside(self.state, ".new")
@@ -288,6 +305,12 @@ def _is_still(file: IO[bytes], path: Path) -> bool:
         return os.path.samestat(os.fstat(file.fileno()), path.stat())
     except FileNotFoundError:
         return False
+
+
+def _digest(before: bytes, raw: object) -> bytes:
+    """Of the rows before, and of this one as it was read."""
+    row = raw if isinstance(raw, bytes) else repr(raw).encode("utf-8", "surrogatepass")
+    return hashlib.sha256(before + row).digest()
 
 
 def _flush(file: IO[bytes]) -> None:

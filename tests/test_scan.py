@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import json
 import math
 import os
@@ -239,6 +240,40 @@ def test_what_another_scan_left_is_not_gone_on_with(change: str, tmp_path: Path)
         scan(source, output, guard, fields=fields)
     assert (tmp_path / "out.jsonl.partial").read_bytes() == before
     assert scan(source, output, guard, fields=fields, overwrite=True).rows == 20
+
+
+@pytest.mark.parametrize("suffix", [".jsonl", ".csv.gz", ".parquet"])
+def test_an_input_edited_in_place_is_not_gone_on_with_though_size_and_time_are_the_same(
+    suffix: str, tmp_path: Path
+) -> None:
+    source, output = tmp_path / f"in{suffix}", tmp_path / f"out{suffix}"
+
+    def write(prompts: list[str]) -> None:
+        if suffix == ".parquet":
+            arrow, parquet = pytest.importorskip("pyarrow"), pytest.importorskip("pyarrow.parquet")
+            table = arrow.table({"prompt": prompts})
+            parquet.write_table(table, source, compression="none", write_statistics=False)
+        elif suffix == ".jsonl":
+            write_rows(source, [{"prompt": prompt} for prompt in prompts])
+        else:
+            text = "".join(f"{line}\n" for line in ["prompt", *prompts]).encode()
+            source.write_bytes(gzip.compress(text, 0, mtime=0))
+        os.utime(source, (1_700_000_000, 1_700_000_000))
+
+    prompts = [f"hello {n}" for n in range(10, 20)]
+    write(prompts)
+    size = source.stat().st_size
+    with pytest.raises(KeyboardInterrupt):
+        scan(source, output, stop_after(6), chunk=3)
+    write([*prompts[:2], "a bomb 1", *prompts[3:]])
+    assert source.stat().st_size == size
+    with pytest.raises(ScanUsageError, match=r"left by another scan \(input differs\)"):
+        scan(source, output)
+    write([*prompts[:9], "a bomb 1"])  # not judged yet, so it is judged as it is now
+    judged: list[Pair] = []
+    assert scan(source, output, fake_guard(judged.extend)).rows == 10
+    assert len(judged) < 10
+    assert judged[-1].text == "a bomb 1"
 
 
 @pytest.mark.parametrize("damage", ["state", "partial"])
