@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
@@ -86,7 +87,6 @@ def scan(
         if path is not None and (problem := no_place(path)):
             raise UsageError(f"{option} {problem}")
 
-    from guardrail._render import console, summary
     from guardrail._scan_source import open_source
     from guardrail.scan import Fields, Scan, ScanUsageError
 
@@ -106,8 +106,7 @@ def scan(
             judge = _ray(model, policy, device, workers, gpus_per_worker, address)
         else:
             judge = _local(model, policy, device, workers)
-        started = time.perf_counter()
-        tally, before = _run(job, judge)
+        tally = _run(job, judge, partial(_tell, report, source, judge))
     except ScanUsageError as error:
         raise UsageError(str(error)) from None
     except KeyboardInterrupt:
@@ -118,10 +117,6 @@ def scan(
                 130,
             )
         ) from None
-    seconds = time.perf_counter() - started
-    console().print(summary(tally, (tally.rows - before) / seconds))
-    if report is not None:
-        _write_report(report, tally, source, judge)
     if tally.rows and tally.errors == tally.rows:
         most = tally.problems.most_common(1)[0][0]
         raise typer.Exit(complain(f"no row could be judged; of most: {most}", 1))
@@ -177,10 +172,11 @@ def _ray(
     return RayEngine(model, chosen, device, workers, gpus, address)
 
 
-def _run(job: Scan, engine: Engine) -> tuple[Tally, int]:
-    """What was found, and how many rows an earlier run had done."""
+def _run(job: Scan, engine: Engine, tell: Callable[[Tally, float], None]) -> Tally:
+    """tell: has what was found, and the rows per second of this run, before the scan has ended."""
     from guardrail._render import scan_progress
 
+    started = time.perf_counter()
     before: int | None = None
     with scan_progress() as bar:
         task = bar.add_task(job.source.name, total=None if bar.disable else job.total)
@@ -192,8 +188,22 @@ def _run(job: Scan, engine: Engine) -> tuple[Tally, int]:
                 bar.reset(task, completed=before)
             bar.update(task, completed=tally.rows)
 
-        tally = job.run(engine, show)
-    return tally, tally.rows if before is None else before
+        def done(tally: Tally) -> None:
+            bar.stop()
+            judged = tally.rows - (tally.rows if before is None else before)
+            tell(tally, judged / (time.perf_counter() - started))
+
+        return job.run(engine, show, done)
+
+
+def _tell(report: Path | None, source: str, engine: Engine, tally: Tally, rate: float) -> None:
+    from guardrail._render import console, summary
+
+    if report is not None:
+        _write_report(report, tally, source, engine)
+    console().print(summary(tally, rate))
+    if report is not None:
+        print(f"report: {report}", flush=True)
 
 
 def _write_report(path: Path, tally: Tally, source: str, engine: Engine) -> None:
@@ -206,6 +216,6 @@ def _write_report(path: Path, tally: Tally, source: str, engine: Engine) -> None
         path.write_text(text, encoding="utf-8")
     except OSError as error:
         raise ScanError(
-            f"{path}: the report cannot be written: {error.strerror or error}"
+            f"{path}: the report cannot be written: {error.strerror or error}: mend that and run "
+            "the same command again; every row is judged and safe"
         ) from error
-    print(f"report: {path}")

@@ -98,15 +98,22 @@ class Scan:
             self._total = self._format.count()
         return self._total
 
-    def run(self, engine: Engine, progress: Callable[[Tally], None] = lambda tally: None) -> Tally:
+    def run(
+        self,
+        engine: Engine,
+        progress: Callable[[Tally], None] = lambda tally: None,
+        done: Callable[[Tally], None] = lambda tally: None,
+    ) -> Tally:
         """Judge what is left, and make the output. `progress` is called at the start and after
-        each chunk, when that chunk is safe on disk."""
+        each chunk, when that chunk is safe on disk; `done` when the output is there. Where `done`
+        fails, or the process dies in it, the next run has nothing but that to do."""
         identity = self._identity(engine)
         if not self.partial.exists() and self.output.exists():
             whole = self._whole()
-            if whole is not None and whole["scan"] == identity:  # killed when all was done
-                self.state.unlink()
-                return Tally.from_json(whole["tally"])
+            if whole is not None and whole["scan"] == identity:  # killed when all was judged
+                tally = Tally.from_json(whole["tally"])
+                self._end(tally, done)
+                return tally
             if not self._overwrite:
                 raise self._is_there()
         with _locked(self.partial) as file:
@@ -118,6 +125,7 @@ class Scan:
                     "--overwrite"
                 )
             self._finish(file, identity, size, tally)
+            self._end(tally, done)
         return tally
 
     def _go_on(
@@ -172,6 +180,12 @@ class Scan:
             if fcntl is None:
                 file.close()  # Windows renames no file that is open
             self._format.finish(self.partial, self.output)
+        except OSError as error:
+            raise self._unwritable(error) from error
+
+    def _end(self, tally: Tally, done: Callable[[Tally], None]) -> None:
+        done(tally)
+        try:
             self.state.unlink()
         except OSError as error:
             raise self._unwritable(error) from error

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import json
+import os
 import re
+import subprocess
+import time
 from html.parser import HTMLParser
 from pathlib import Path
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from scan_kit import fake_guard, scan, write_rows
+from scan_kit import fake_guard, scan, start, wait_for_rows, write_rows
 from typer.testing import CliRunner
 
 from guardrail import Action, Category, Direction, Severity
@@ -102,6 +105,53 @@ def test_the_command_writes_the_report(tmp_path: Path) -> None:
     assert done.exit_code == 0, done.output
     assert f"report: {target}" in done.stdout
     assert "policy balanced@" in " ".join(Page(target.read_text(encoding="utf-8")).words)
+
+
+def test_a_report_whose_folder_vanished_is_made_by_the_same_command(tmp_path: Path) -> None:
+    source = write_rows(tmp_path / "in.jsonl", [{"prompt": f"hello {n}"} for n in range(60)])
+    output, target = tmp_path / "out.jsonl", tmp_path / "pages" / "report.html"
+    target.parent.mkdir()
+    args = (str(source), "--output", str(output), "--report", str(target), "--batch-size", "1")
+    process = start(*args)
+    wait_for_rows(tmp_path / "out.jsonl.partial.state", 1, process)
+    target.parent.rmdir()
+    _, err = process.communicate(timeout=120)
+    assert (process.returncode, len(err.splitlines())) == (1, 1)
+    assert b"the report cannot be written: No such file or directory: mend that and run" in err
+    before = output.read_bytes()
+    target.parent.mkdir()
+    process = start(*args)
+    out, err = process.communicate(timeout=120)
+    assert (process.returncode, err) == (0, b"")
+    assert b"60 rows, 0 with errors" in out
+    assert "policy balanced@" in " ".join(Page(target.read_text(encoding="utf-8")).words)
+    assert output.read_bytes() == before, "nothing is judged twice"
+    assert {p.name for p in tmp_path.iterdir()} == {"in.jsonl", "out.jsonl", "pages"}
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="a pipe with a name")
+def test_killed_while_it_writes_the_report_the_next_run_writes_it(tmp_path: Path) -> None:
+    source = write_rows(tmp_path / "in.jsonl", ROWS)
+    output, target = tmp_path / "out.jsonl", tmp_path / "report.html"
+    os.mkfifo(target)  # without a reader, to open it for writing takes for ever
+    args = (str(source), "--output", str(output), "--report", str(target))
+    process = start(*args)
+    deadline = time.monotonic() + 120
+    while not output.exists() and process.poll() is None and time.monotonic() < deadline:
+        time.sleep(0.01)
+    with pytest.raises(subprocess.TimeoutExpired):
+        process.wait(0.3)
+    process.kill()
+    assert process.communicate(timeout=60)[0] == b""
+    before = output.read_bytes()
+    target.unlink()
+    process = start(*args)
+    out, err = process.communicate(timeout=120)
+    assert (process.returncode, err) == (0, b"")
+    assert f"report: {target}".encode() in out
+    assert "rows with errors" in " ".join(Page(target.read_text(encoding="utf-8")).words)
+    assert output.read_bytes() == before
+    assert {p.name for p in tmp_path.iterdir()} == {"in.jsonl", "out.jsonl", "report.html"}
 
 
 @pytest.mark.parametrize("name", ["nowhere/report.html", "out.jsonl", "."])
