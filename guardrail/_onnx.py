@@ -16,7 +16,7 @@ from typing import Any, Literal, get_args
 from guardrail._forks import renewed_in_children
 from guardrail.errors import ArtifactError, require
 
-__all__ = ["GPUS", "NO_TELEMETRY", "Device", "Session", "runtime"]
+__all__ = ["GPUS", "NO_TELEMETRY", "Device", "DeviceError", "Session", "runtime"]
 
 Device = Literal["auto", "cpu", "cuda", "tensorrt"]
 
@@ -37,6 +37,10 @@ _LIBRARIES = {"cuda": "CUDA or cuDNN", "tensorrt": "TensorRT, CUDA or cuDNN"}
 # Read by onnxruntime when it loads. From 1.29 on it else keeps an identifier of the machine, and
 # tells Microsoft of processes, models and errors, from a thread that makes forked children hang.
 NO_TELEMETRY = "ORT_DISABLE_TELEMETRY"
+
+
+class DeviceError(ArtifactError):
+    """The device that was asked for cannot be had, whatever the model."""
 
 
 def runtime() -> Any:
@@ -121,7 +125,7 @@ def _open(
     if device == "auto":
         chosen = "cuda" if _PROVIDERS["cuda"][0] in available else "cpu"
     if _PROVIDERS[chosen][0] not in available:
-        raise ArtifactError(
+        raise DeviceError(
             f"device={device!r}: this onnxruntime has no {_PROVIDERS[chosen][0]}, only "
             f"{', '.join(available)}: pip uninstall onnxruntime, then pip install "
             "'guardrail-severity[gpu]'"
@@ -146,7 +150,7 @@ def _open(
         raise ArtifactError(f"{path}: the model has no output {' and no '.join(sorted(missing))}")
     got = next(d for d, order in _PROVIDERS.items() if order[0] == session.get_providers()[0])
     if device not in ("auto", got):
-        raise ArtifactError(
+        raise DeviceError(
             f"device={device!r}: onnxruntime fell back to {got}, so its {_LIBRARIES[device]} "
             "libraries are missing or of another version: run `guardrail doctor`, or use "
             "device='auto'"

@@ -6,33 +6,29 @@ named are looked up here, so that a server that starts knows all it was told of.
 
 from __future__ import annotations
 
-import dataclasses
 import datetime
-import difflib
 import ipaddress
-import tomllib
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+import re
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, PrivateAttr, ValidationError
 
 from guardrail._onnx import Device
 from guardrail._server_keys import HASH, LONGEST_NAME, NAME
-from guardrail.errors import GuardrailError, PolicyError, UpstreamError
+from guardrail._server_source import ConfigError, Location, Source, holds, nearest
+from guardrail.artifact import _is_path
+from guardrail.errors import PolicyError, UpstreamError
 from guardrail.policy import PRESETS, Policy
 from guardrail.upstream import OpenAICompatible
 
 __all__ = ["ConfigError", "Key", "Limits", "Settings", "Upstream", "load_settings"]
 
-Location = tuple[str | int, ...]
 Seconds = Annotated[float, Field(gt=0, le=86_400)]
 Count = Annotated[int, Field(ge=1, le=1_000_000)]
+_HEADER = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+")  # a token of RFC 9110
 Name = Annotated[str, Field(min_length=1, max_length=LONGEST_NAME, pattern=f"^{NAME}$")]
-
-
-class ConfigError(GuardrailError, ValueError):
-    """The settings say something they cannot mean; the text names file, line and key."""
 
 
 class _Table(BaseModel):
@@ -146,6 +142,12 @@ class Settings(_Table):
     log: LogSettings = LogSettings()
     audit: AuditSettings | None = None
 
+    _source: Source = PrivateAttr(default_factory=Source)
+
+    def error(self, at: Location, message: str) -> ConfigError:
+        """What is found wrong at a key later than these were read, as `load_settings` says it."""
+        return self._source.error([(at, message)])
+
     def policy_source(self, name: str) -> str:
         """The preset or the file that a policy name stands for."""
         return self.policies.get(name, name)
@@ -170,7 +172,7 @@ def load_settings(
     """Settings of a TOML file, or the defaults, with `overrides` (top-level keys; of a table, its
     own keys) over them. Raises ConfigError with everything that is wrong."""
     path = None if path is None else Path(path)
-    source = _Source.read(path)
+    source = Source.read(path, overrides or {})
     data = {**source.data}
     for name, value in (overrides or {}).items():
         old = data.get(name)
@@ -180,20 +182,24 @@ def load_settings(
         settings = Settings.model_validate(data)
     except ValidationError as error:
         raise source.error(_read_error(data, e["loc"], e) for e in error.errors()) from None
-    settings = _with_absolute_paths(settings, path)
+    settings = _with_absolute_paths(settings, path, source)
+    settings._source = source
     problems = list(_problems(settings))
     if problems:
         raise source.error(problems)
     return settings
 
 
-def _with_absolute_paths(settings: Settings, path: Path | None) -> Settings:
+def _with_absolute_paths(settings: Settings, path: Path | None, source: Source) -> Settings:
     folder = Path() if path is None else path.resolve().parent
     named = {n: p if p in PRESETS else str(folder / p) for n, p in settings.policies.items()}
     policy = settings.policy
     if policy not in named and (folder / policy).is_file():
         policy = str(folder / policy)
     update: dict[str, Any] = {"policies": named, "policy": policy}
+    model = settings.model
+    if _is_path(model.name) and not source.is_given(("model", "name")):
+        update["model"] = model.model_copy(update={"name": str((folder / model.name).absolute())})
     if settings.audit is not None:
         places = {"path": settings.audit.path, "key_file": settings.audit.key_file}
         places = {n: str((folder / p).absolute()) for n, p in places.items() if p is not None}
@@ -241,7 +247,7 @@ def _policy_problems(settings: Settings) -> Iterator[tuple[Location, str]]:
             if at[0] == "policies" or Path(settings.policy_source(name)).is_file():
                 yield at, str(error)
             else:
-                yield at, f"no policy {name!r}{_nearest(name, known)} (known: {', '.join(known)})"
+                yield at, f"no policy {name!r}{nearest(name, known)} (known: {', '.join(known)})"
 
 
 def _upstream_problems(settings: Settings) -> Iterator[tuple[Location, str]]:
@@ -250,7 +256,8 @@ def _upstream_problems(settings: Settings) -> Iterator[tuple[Location, str]]:
         if "/" in name:
             yield ("upstreams", name), "a name has no '/': it stands before one in upstream/model"
         try:
-            OpenAICompatible(upstream.url, model="", headers=upstream.headers)
+            OpenAICompatible(upstream.url, model="")
+            yield from _header_problems(name, upstream)
         except UpstreamError as error:
             yield ("upstreams", name, "url"), str(error)
         if upstream.forward_key and settings.keys:
@@ -262,18 +269,29 @@ def _upstream_problems(settings: Settings) -> Iterator[tuple[Location, str]]:
             yield ("upstreams", name, "forward_key"), "api_key_env is given as well: choose one"
     default = settings.default_upstream
     if default is not None and default not in known:
-        yield ("default_upstream",), f"no upstream {default!r}{_nearest(default, known)}"
+        yield ("default_upstream",), f"no upstream {default!r}{nearest(default, known)}"
     for name, model in settings.models.items():
         if model.upstream not in known:
             yield (
                 ("models", name, "upstream"),
-                f"no upstream {model.upstream!r}{_nearest(model.upstream, known)}",
+                f"no upstream {model.upstream!r}{nearest(model.upstream, known)}",
             )
     for i, key in enumerate(settings.keys):
         for j, name in enumerate(key.models):
             if settings.models and name not in settings.models:
-                found = _nearest(name, settings.models)
+                found = nearest(name, settings.models)
                 yield ("keys", i, "models", j), f"no model {name!r}{found}"
+
+
+def _header_problems(name: str, upstream: Upstream) -> Iterator[tuple[Location, str]]:
+    for header, value in upstream.headers.items():
+        at = ("upstreams", name, "headers", header)
+        if not _HEADER.fullmatch(header):
+            yield at, f"{header!r} is no name of an HTTP header"
+        try:
+            OpenAICompatible(upstream.url, model="", headers={header: value})
+        except UpstreamError as error:
+            yield at, str(error)
 
 
 def _is_loopback(host: str) -> bool:
@@ -286,85 +304,30 @@ def _is_loopback(host: str) -> bool:
 # --- errors --------------------------------------------------------------------------------------
 
 
-@dataclasses.dataclass(frozen=True, slots=True)
-class _Source:
-    where: str
-    text: str
-    data: Mapping[str, Any]
-
-    @classmethod
-    def read(cls, path: Path | None) -> _Source:
-        if path is None:
-            return cls("settings", "", {})
-        try:
-            text = path.read_text(encoding="utf-8")
-        except (OSError, UnicodeDecodeError) as error:
-            raise ConfigError(f"{path}: cannot be read: {error}") from None
-        try:
-            return cls(str(path), text, tomllib.loads(text))
-        except (tomllib.TOMLDecodeError, RecursionError) as error:
-            raise ConfigError(f"{path}: not valid TOML: {error}") from None
-
-    def error(self, problems: Iterable[tuple[Location, str]]) -> ConfigError:
-        lines = []
-        for at, message in problems:
-            line = line_of(self.text, at)
-            where = self.where if line is None else f"{self.where}, line {line}"
-            lines.append(f"{where}: key '{_dotted(at)}': {message}")
-        return ConfigError("; ".join(lines))
-
-
-def line_of(text: str, at: Location) -> int | None:
-    """The line (from 1) on which the entry at `at` begins, or the nearest table around it; None
-    where the text has none of it. Asks the TOML parser itself: of the first lines alone, the
-    fewest that hold the entry end with it."""
-    lines = text.split("\n")
-    while at:
-        done = 0
-        for n in range(1, len(lines) + 1):
-            try:
-                data = tomllib.loads("\n".join(lines[:n]))
-            except tomllib.TOMLDecodeError:
-                continue  # inside a value of several lines
-            if _holds(data, at):
-                return done + 1
-            done = n
-        at = at[:-1]
-    return None
-
-
-def _holds(data: Any, at: Location) -> bool:
-    for part in at:
-        try:
-            data = data[part]
-        except (KeyError, IndexError, TypeError):
-            return False
-    return True
-
-
-def _dotted(at: Location) -> str:
-    """`keys[1].hash`, counted from 1 as people do."""
-    out = ""
-    for part in at:
-        out += f"[{part + 1}]" if isinstance(part, int) else f".{part}" if out else part
-    return out
+_TEXTS = {
+    "string_too_short": "is empty",
+    "string_too_long": f"is longer than {LONGEST_NAME} characters",
+    "string_pattern_mismatch": "holds a line break or another control character",
+}
 
 
 def _read_error(data: Mapping[str, Any], at: Location, error: Any) -> tuple[Location, str]:
     kind, found = error["type"], error.get("input")
     if kind == "extra_forbidden":
-        return at, f"unknown key{_nearest(str(at[-1]), _fields(at[:-1]))}"
+        return at, f"unknown key{nearest(str(at[-1]), _fields(at[:-1]))}"
     if kind == "missing":
         return at, "is missing"
-    if not _holds(data, at):  # pydantic names parts of unions, too
+    if not holds(data, at):  # pydantic names parts of unions, too
         at = at[:-1]
     shown = f", not {found!r}" if isinstance(found, str | int | float | bool) else ""
     expected = error.get("ctx", {}).get("expected", "")
     words = [word for i, word in enumerate(str(expected).split("'")) if i % 2]
     if at[-1:] == ("hash",):
         return at, "is not a hash that `guardrail keys new` made"
-    message = error["msg"].removeprefix("Input should be ")
-    return at, f"should be {message}{shown}{_nearest(str(found), words) if words else ''}"
+    if kind in _TEXTS:
+        return at, _TEXTS[kind]
+    message = error["msg"].replace("Input should", "should")
+    return at, f"{message}{shown}{nearest(str(found), words) if words else ''}"
 
 
 def _fields(at: Location) -> Sequence[str]:
@@ -376,8 +339,3 @@ def _fields(at: Location) -> Sequence[str]:
     groups: dict[Any, type[_Table]] = {"upstreams": Upstream, "models": NamedModel, "keys": Key}
     table = tables.get(at) or groups[at[0]]
     return list(table.model_fields)
-
-
-def _nearest(word: str, words: Iterable[str]) -> str:
-    match = difflib.get_close_matches(word, list(words), n=1, cutoff=0.5)
-    return f"; did you mean {match[0]!r}?" if match else ""

@@ -9,11 +9,12 @@ from pathlib import Path
 from typing import Any
 
 from guardrail._audit_check import UnusableLogError, check_log
-from guardrail._server_config import ConfigError, Settings
+from guardrail._onnx import DeviceError
+from guardrail._server_config import Settings
 from guardrail._server_metrics import Metrics
 from guardrail._server_telemetry import RECORD, span
 from guardrail.batching import Batcher
-from guardrail.errors import GuardrailError
+from guardrail.errors import ArtifactError
 from guardrail.guard import Guard
 from guardrail.moderator import Moderator, OnnxModerator
 from guardrail.verdict import Pair, Verdict
@@ -69,19 +70,20 @@ def _onnx_moderator(settings: Settings) -> OnnxModerator:
     model = settings.model
     # The queue keeps every core busy with a text of its own; a text on all of them costs more.
     threads = model.threads or (1 if model.batching else None)
-    return OnnxModerator(model.name, device=model.device, threads=threads)
+    try:
+        return OnnxModerator(model.name, device=model.device, threads=threads)
+    except ArtifactError as error:
+        key = "device" if isinstance(error, DeviceError) else "name"
+        raise settings.error(("model", key), str(error)) from error
 
 
 def check_moderator(settings: Settings) -> None:
     """Raises what `open_moderator` would."""
-    try:
-        _onnx_moderator(settings)
-    except GuardrailError as error:
-        raise ConfigError(f"key 'model': {error}") from None
+    _onnx_moderator(settings)
 
 
 def check_audit(settings: Settings) -> None:
-    """Raises ConfigError where `open_audit` would fail. Starts no log."""
+    """Raises what `open_audit` would. Starts no log."""
     wanted = settings.audit
     if wanted is None:
         return
@@ -90,22 +92,27 @@ def check_audit(settings: Settings) -> None:
         check_log(Path(wanted.path), key)
     except UnusableLogError as error:
         name = "key_file" if key is not None and error.about == "key" else "path"
-        raise ConfigError(f"key 'audit.{name}': {error}") from None
+        raise settings.error(("audit", name), str(error)) from error
 
 
 def open_audit(settings: Settings) -> Callable[[Pair, Verdict], None] | None:
+    """The log that all workers append to. Raises ConfigError."""
     wanted = settings.audit
     if wanted is None:
         return None
-    from guardrail.audit import AuditLog
+    from guardrail.audit import AuditError, AuditLog
 
-    return AuditLog(
-        wanted.path,
-        key=Path(wanted.key_file) if wanted.key_file else None,
-        consent=wanted.text,
-        max_bytes=wanted.max_bytes,
-        fsync=wanted.fsync,
-    )
+    check_audit(settings)
+    try:
+        return AuditLog(
+            wanted.path,
+            key=Path(wanted.key_file) if wanted.key_file else None,
+            consent=wanted.text,
+            max_bytes=wanted.max_bytes,
+            fsync=wanted.fsync,
+        )
+    except AuditError as error:
+        raise settings.error(("audit", "path"), str(error)) from error
 
 
 def device_of(moderator: Moderator) -> str | None:

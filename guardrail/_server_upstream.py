@@ -13,7 +13,7 @@ from collections.abc import Sequence
 
 from openai import AsyncOpenAI, Omit, OpenAIError
 
-from guardrail._server_config import ConfigError, Settings, Upstream
+from guardrail._server_config import Settings, Upstream
 from guardrail._server_errors import ApiError, upstream_fault
 from guardrail.upstream import _endpoint
 
@@ -58,7 +58,7 @@ class Upstreams:
     def __init__(self, settings: Settings) -> None:
         self._settings = settings
         self._default = settings.upstream_name()
-        self._secrets = {name: _secret(name, u) for name, u in settings.upstreams.items()}
+        self._secrets = {name: _secret(name, settings) for name in settings.upstreams}
         self._clients = {
             name: _client(upstream, self._secrets[name])
             for name, upstream in settings.upstreams.items()
@@ -140,14 +140,15 @@ class Upstreams:
             await client.close()
 
 
-def _secret(name: str, upstream: Upstream) -> str | None:
-    if upstream.api_key_env is None:
+def _secret(name: str, settings: Settings) -> str | None:
+    variable = settings.upstreams[name].api_key_env
+    if variable is None:
         return None
-    secret = os.environ.get(upstream.api_key_env, "").strip()
+    secret = os.environ.get(variable, "").strip()
     if not secret:
-        raise ConfigError(
-            f"key 'upstreams.{name}.api_key_env': the environment variable "
-            f"{upstream.api_key_env} is not set: put the upstream's API key into it"
+        raise settings.error(
+            ("upstreams", name, "api_key_env"),
+            f"the environment variable {variable} is not set: put the upstream's API key into it",
         )
     return secret
 

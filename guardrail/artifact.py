@@ -96,7 +96,7 @@ def artifact_folder(model: str | Path = BUNDLED) -> Path:
     Names are looked up in the package, then in `$GUARDRAIL_MODELS`
     (default `~/.local/share/guardrail/models`).
     """
-    if isinstance(model, Path) or model in (".", "..") or "/" in model or os.sep in model:
+    if isinstance(model, Path) or _is_path(model):
         return Path(model)
     known = known_artifacts()
     if model in known:
@@ -105,6 +105,11 @@ def artifact_folder(model: str | Path = BUNDLED) -> Path:
         f"model {model!r}: not bundled and not in {_installed()} (there: "
         f"{', '.join(sorted(known)) or 'none'}); give one of these names, or a path as ./my-model"
     )
+
+
+def _is_path(model: str) -> bool:
+    """Whether it names a folder, not a model."""
+    return model in (".", "..") or "/" in model or os.sep in model
 
 
 def known_artifacts() -> dict[str, Path]:

@@ -20,7 +20,7 @@ from typing import Literal
 from guardrail import __version__
 from guardrail._audit_check import UnusableLogError, check_log
 from guardrail._audit_files import Names
-from guardrail._onnx import GPUS, NO_TELEMETRY, runtime
+from guardrail._onnx import NO_TELEMETRY, DeviceError, runtime
 from guardrail.artifact import artifact_folder, read_manifest
 from guardrail.errors import GuardrailError, MissingExtra
 from guardrail.guard import Guard
@@ -181,7 +181,7 @@ def _artifact(model: str | Path) -> Check:
 def _unopened(device: Device, error: GuardrailError) -> Check:
     """Why the model could not be opened: the device that was asked for, or the model itself."""
     detail = f"asked for {device}: {error}"
-    if device in GPUS:
+    if isinstance(error, DeviceError):
         missing = missing_cuda_library()
         if missing is None:
             return Check("device", "failure", detail, "use --device auto or cpu")

@@ -334,7 +334,7 @@ def check(settings: Settings) -> None:
         lambda: Upstreams(settings),
         lambda: check_moderator(settings),
         lambda: check_audit(settings),
-        lambda: resolve(settings.host, settings.port),
+        lambda: resolve(settings),
     ):
         try:
             part()
@@ -347,7 +347,7 @@ def check(settings: Settings) -> None:
 def serve(settings: Settings) -> None:
     """Serve until SIGINT or SIGTERM. Raises ConfigError where the address cannot be had, and what
     `create_app` raises."""
-    check_address(settings.host, settings.port)
+    check_address(settings)
     setup_logging(settings.log.format, settings.log.level)
     options: dict[str, Any] = {
         "host": settings.host,

@@ -13,10 +13,14 @@ from hypothesis import strategies as st
 from typer.testing import CliRunner
 
 from guardrail import Category
-from guardrail._server_config import ConfigError, Limits, Settings, line_of, load_settings
+from guardrail._server_config import ConfigError, Limits, Settings, load_settings
 from guardrail._server_keys import hash_key
 from guardrail._server_moderations import OPENAI_CATEGORIES, OPENAI_CATEGORY
+from guardrail._server_source import line_of
+from guardrail.artifact import artifact_folder
 from guardrail.cli import app
+from guardrail.server import create_app
+from guardrail.testing import FakeModerator
 
 HASH = hash_key("k")
 WHOLE = f"""
@@ -136,6 +140,10 @@ def test_options_go_over_the_file(folder: Path) -> None:
         ('models = ["fast"]', 'models = ["fats"]', "key 'keys[1].models[1]': no model 'fats'"),
         ("2030-01-31", '"soon"', "key 'keys[1].expires': should be a valid date"),
         ("timeout = 3.5", "forward_key = true", "key 'upstreams.local.forward_key'"),
+        ('desk = "desk.toml"', 'balanced = ""', "key 'policies.balanced': is empty"),
+        ('name = "app"', 'name = "a\\u0001b"', "key 'keys[1].name': holds a line break or ano"),
+        ('"safety"', '"a\\nb"', "key 'upstreams.local.headers.X-Team': the header 'X-Team' holds"),
+        ('"X-Team"', '"X Team"', "key 'upstreams.local.headers.X Team': 'X Team' is no name of"),
     ],
 )  # fmt: skip
 def test_a_mistake_is_named_with_its_line(folder: Path, old: str, new: str, said: str) -> None:
@@ -236,18 +244,59 @@ def test_check_finds_all_that_would_fail_at_the_start(
     (folder / "file").write_text("")
     path = folder / "guardrail.toml"
     wrong = {
-        "model": '[model]\nname = "nope"\n',
-        "audit": '[audit]\npath = "file/audit.jsonl"\n',
+        "model.name": '[model]\nname = "nope"\n',
+        "model.device": '[model]\ndevice = "tensorrt"\n',
+        "audit.path": '[audit]\npath = "file/audit.jsonl"\n',
+        "audit.key_file": '[audit]\npath = "audit.jsonl"\nkey_file = "no.key"\n',
         "upstreams.a.api_key_env": '[upstreams.a]\nurl = "http://x"\napi_key_env = "NO_SUCH_KEY"\n',
+        "host": 'host = "no.such.host.invalid"\nallow_anonymous = true\n',
     }
-    for text in [*wrong.values(), "".join(wrong.values())]:
+    together = ("host", "model.name", "audit.key_file", "upstreams.a.api_key_env")
+    for parts in [*((key,) for key in wrong), together]:
+        text = "\n".join(wrong[key] for key in parts)
         path.write_text(text)
         done = CliRunner().invoke(app, ["serve", "--check", "--config", str(path)])
         assert (done.exit_code, done.stdout) == (2, ""), text
         assert done.stderr.startswith("error: ")
         assert done.stderr.count("\n") == 1
-        for key, part in wrong.items():
-            assert (f"key '{key}" in done.stderr) == (part in text)
+        for key in wrong:
+            word = key.split(".")[-1]
+            lines = [n for n, line in enumerate(text.split("\n"), 1) if line.startswith(word)]
+            said = [f"guardrail.toml, line {n}: key '{key}': " in done.stderr for n in lines]
+            assert (f"key '{key}'" in done.stderr, any(said)) == (key in parts,) * 2, key
+
+
+def test_a_start_that_fails_names_the_key_as_a_check_does(folder: Path) -> None:
+    path = folder / "guardrail.toml"
+    for line, key, text in (
+        (2, "model.name", '[model]\nname = "nope"\n'),
+        (3, "audit.key_file", '[audit]\npath = "audit.jsonl"\nkey_file = "no.key"\n'),
+    ):
+        path.write_text(text)
+        with pytest.raises(ConfigError) as raised:
+            create_app(load_settings(path), moderator=None if "model" in key else FakeModerator({}))
+        assert f"guardrail.toml, line {line}: key '{key}': " in str(raised.value)
+
+
+def test_what_an_option_says_is_not_blamed_on_the_file(folder: Path) -> None:
+    path = folder / "guardrail.toml"
+    path.write_text('port = 9000\n[model]\nname = "small"\ndevice = "cpu"\n')
+    with pytest.raises(ConfigError, match=r"^settings: key 'port': "):
+        load_settings(path, {"port": 99_999})
+    done = CliRunner().invoke(app, ["serve", "--check", "--config", str(path), "--model", "nope"])
+    assert (done.exit_code, done.stdout) == (2, "")
+    assert done.stderr.startswith("error: settings: key 'model.name': model 'nope'")
+
+
+def test_a_models_folder_is_named_from_the_files_folder(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (folder / "mine").symlink_to(artifact_folder())
+    path = folder / "guardrail.toml"
+    path.write_text('[model]\nname = "./mine"\n')
+    monkeypatch.chdir("/")
+    done = CliRunner().invoke(app, ["serve", "--check", "--config", str(path)])
+    assert (done.exit_code, done.stdout) == (0, "ok\n"), done.stderr
 
 
 def test_check_starts_no_audit_log(folder: Path) -> None:

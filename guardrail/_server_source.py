@@ -1,0 +1,109 @@
+"""Where the settings of `guardrail serve` come from: so an error can name file, line and key."""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import tomllib
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+from guardrail.errors import GuardrailError
+
+__all__ = ["ConfigError", "Location", "Source", "holds", "line_of", "nearest"]
+
+Location = tuple[str | int, ...]
+
+
+class ConfigError(GuardrailError, ValueError):
+    """The settings say something they cannot mean; the text names file, line and key."""
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Source:
+    """A TOML file and the options that went over it. All are equal: settings that say the same are,
+    wherever they were read.
+
+    data: what the file says. given: keys, of the top or of a table, that options gave.
+    """
+
+    where: str = dataclasses.field(default="settings", compare=False)
+    text: str = dataclasses.field(default="", compare=False)
+    data: Mapping[str, Any] = dataclasses.field(default_factory=dict, compare=False)
+    given: frozenset[Location] = dataclasses.field(default=frozenset(), compare=False)
+
+    @classmethod
+    def read(cls, path: Path | None, options: Mapping[str, Any]) -> Source:
+        """Raises ConfigError."""
+        given = frozenset(
+            at
+            for name, value in options.items()
+            for at in ([(name, key) for key in value] if isinstance(value, Mapping) else [(name,)])
+        )
+        if path is None:
+            return cls(given=given)
+        try:
+            text = path.read_text(encoding="utf-8")
+        except (OSError, UnicodeDecodeError) as error:
+            raise ConfigError(f"{path}: cannot be read: {error}") from None
+        try:
+            return cls(str(path), text, tomllib.loads(text), given)
+        except (tomllib.TOMLDecodeError, RecursionError) as error:
+            raise ConfigError(f"{path}: not valid TOML: {error}") from None
+
+    def is_given(self, at: Location) -> bool:
+        """Whether an option said so, not the file."""
+        return at[:1] in self.given or at[:2] in self.given
+
+    def error(self, problems: Iterable[tuple[Location, str]]) -> ConfigError:
+        """All of them in one, each with its line where the file has it."""
+        lines = []
+        for at, message in problems:
+            where = "settings" if self.is_given(at) else self.where
+            line = None if self.is_given(at) else line_of(self.text, at)
+            where += "" if line is None else f", line {line}"
+            lines.append(f"{where}: key '{_dotted(at)}': {message}")
+        return ConfigError("; ".join(lines))
+
+
+def line_of(text: str, at: Location) -> int | None:
+    """The line (from 1) on which the entry at `at` begins, or the nearest table around it; None
+    where the text has none of it. Asks the TOML parser itself: of the first lines alone, the
+    fewest that hold the entry end with it."""
+    lines = text.split("\n")
+    while at:
+        done = 0
+        for n in range(1, len(lines) + 1):
+            try:
+                data = tomllib.loads("\n".join(lines[:n]))
+            except tomllib.TOMLDecodeError:
+                continue  # inside a value of several lines
+            if holds(data, at):
+                return done + 1
+            done = n
+        at = at[:-1]
+    return None
+
+
+def holds(data: Any, at: Location) -> bool:
+    for part in at:
+        try:
+            data = data[part]
+        except (KeyError, IndexError, TypeError):
+            return False
+    return True
+
+
+def _dotted(at: Location) -> str:
+    """`keys[1].hash`, counted from 1 as people do."""
+    out = ""
+    for part in at:
+        out += f"[{part + 1}]" if isinstance(part, int) else f".{part}" if out else part
+    return out
+
+
+def nearest(word: str, words: Iterable[str]) -> str:
+    """`; did you mean 'auto'?`, or nothing."""
+    match = difflib.get_close_matches(word, list(words), n=1, cutoff=0.5)
+    return f"; did you mean {match[0]!r}?" if match else ""
