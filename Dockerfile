@@ -1,4 +1,5 @@
 # guardrail serve. Build: docker build -t guardrail .
+# Config: chmod 644 guardrail.toml, so that the image's user 10001 can read it.
 # Run:   docker run -p 8000:8000 -v ./guardrail.toml:/etc/guardrail/guardrail.toml:ro guardrail
 FROM python:3.12-slim AS build
 WORKDIR /src

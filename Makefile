@@ -7,7 +7,7 @@ ADAPTER ?= training/adapters/smollm2-135m-safe
 PY := .venv/bin/python
 PIP := $(PY) -m pip install --disable-pip-version-check --quiet -c constraints.txt
 
-.PHONY: help setup run policy test lint bench retrain clean browser
+.PHONY: help setup run policy test lint bench soak retrain clean browser
 .DEFAULT_GOAL := help
 
 help: ## what can be done here
@@ -39,6 +39,9 @@ bench: .venv/.dev ## beside a RoBERTa-shaped peer; then batching, scan, server u
 	@$(PY) -m benchmarks.batching
 	@$(PY) -m benchmarks.scan
 	@$(PY) -m benchmarks.serve
+
+soak: .venv/.dev ## ten minutes of load on a server: fails where its memory is not flat within 5 %
+	@$(PY) -m benchmarks.serve --soak 600 --clients 16
 
 # More options: make retrain ARGS='--after 500 --train.epochs 1'
 retrain: .venv/.dev ## after new labels in STORE: train, compare on the frozen test, install if better

@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import datetime
 import re
+import shutil
+import subprocess
+import tomllib
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import pytest
 from hypothesis import given
@@ -13,7 +16,19 @@ from hypothesis import strategies as st
 from typer.testing import CliRunner
 
 from guardrail import Category
-from guardrail._server_config import ConfigError, Limits, Settings, load_settings
+from guardrail._onnx import Device
+from guardrail._server_config import (
+    AuditSettings,
+    ConfigError,
+    Key,
+    Limits,
+    LogSettings,
+    ModelSettings,
+    NamedModel,
+    Settings,
+    Upstream,
+    load_settings,
+)
 from guardrail._server_keys import hash_key
 from guardrail._server_moderations import OPENAI_CATEGORIES, OPENAI_CATEGORY
 from guardrail._server_source import line_of
@@ -321,6 +336,32 @@ def test_the_example_file_is_right_and_shows_the_defaults() -> None:
     shown = dict(re.findall(r"^# (\w+) = (\d+)", limits, re.MULTILINE))
     assert {name: float(value) for name, value in shown.items()} == Limits().model_dump()
     assert load_settings(ROOT / "deploy" / "guardrail.toml").upstream_name() == "model"
+
+
+def test_the_example_file_shows_every_setting() -> None:
+    text = (ROOT / "examples" / "guardrail.toml").read_text()
+    shown = tomllib.loads(re.sub(r"^# (?=\[|\w+ = )", "", text, flags=re.MULTILINE))
+    tables = {
+        "model": ModelSettings, "limits": Limits, "log": LogSettings, "audit": AuditSettings,
+    }  # fmt: skip
+    assert set(shown) == set(Settings.model_fields)
+    for name, table in tables.items():
+        assert set(shown[name]) == set(table.model_fields), name
+    assert set(shown["upstreams"]["local"]) == set(Upstream.model_fields)
+    assert set(shown["models"]["fast"]) == set(NamedModel.model_fields)
+    assert set(shown["keys"][0]) == set(Key.model_fields)
+    assert shown["audit"]["max_bytes"] == AuditSettings(path="x").max_bytes
+    (words,) = re.findall(r"^device = .*# ([a-z, ]+);", text, re.MULTILINE)
+    assert tuple(words.split(", ")) == get_args(Device)
+
+
+@pytest.mark.skipif(shutil.which("make") is None, reason="needs make")
+def test_make_soak_runs_what_the_documents_name() -> None:
+    command = "python -m benchmarks.serve --soak 600 --clients 16"
+    done = subprocess.run(["make", "-n", "soak"], cwd=ROOT, capture_output=True, text=True)
+    assert done.stdout.splitlines()[-1].endswith(command), done.stderr
+    assert re.search(rf"{command} +# make soak:", (ROOT / "docs" / "server.md").read_text())
+    assert "make soak" in (ROOT / "CONTRIBUTING.md").read_text()
 
 
 def test_the_documents_tell_the_categories_as_they_are() -> None:
