@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import os
-import tomllib
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 
-from guardrail.policy import PRESETS, Policy
+from guardrail.policy import _load
 
 __all__ = ["beside", "mix_up", "no_place", "policy_files"]
 
@@ -55,11 +54,6 @@ def _marks(path: Path) -> Iterator[object]:
 
 def policy_files(policy: str) -> list[Path]:
     """The file of a policy and those it extends, none for a preset. Raises PolicyError."""
-    Policy.load(policy)  # so that all of them can be read
-    found: list[Path] = []
-    name, folder = policy, Path()
-    while name not in PRESETS:
-        found.append(folder / name)
-        data = tomllib.loads(found[-1].read_text(encoding="utf-8-sig"))
-        name, folder = data.get("extends", PRESETS[0]), found[-1].parent
-    return found
+    read: list[Path] = []
+    _load(policy, read)
+    return read

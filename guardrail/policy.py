@@ -133,20 +133,12 @@ class Policy:
     @classmethod
     def load(cls, source: str | Path) -> Policy:
         """A preset by name, or a TOML file by path. Raises PolicyError."""
-        if isinstance(source, str) and source in PRESETS:
-            return _preset(source)
-        path = Path(source)
-        if not os.path.isfile(path):  # unlike Path.is_file, for a name of any length
-            hint = _nearest(str(source), PRESETS)
-            raise PolicyError(
-                f"policy {str(source)!r}: neither a preset ({', '.join(PRESETS)}) nor a file{hint}"
-            )
-        return _load_file(path, ())
+        return _load(source, [])
 
     @classmethod
     def parse(cls, text: str, *, where: str = "policy") -> Policy:
         """A policy from TOML text; it may extend presets only. Raises PolicyError."""
-        return _parse(text, where, None, ())
+        return _parse(text, where, None, [])
 
     def decide(self, assessment: Assessment, model: Thresholds | None = None) -> Verdict:
         """The verdict on an assessment; `model` holds the calibrated thresholds of its model."""
@@ -219,26 +211,40 @@ _ROW = (*(level.label for level in LEVELS), "threshold", "thresholds")
 _DIRECTION = (*(level.label for level in LEVELS), "thresholds", "categories")
 
 
+def _load(source: str | Path, read: list[Path]) -> Policy:
+    """As `Policy.load`; each file that is read is added to `read`."""
+    if isinstance(source, str) and source in PRESETS:
+        return _preset(source)
+    path = Path(source)
+    if not os.path.isfile(path):  # unlike Path.is_file, for a name of any length
+        hint = _nearest(str(source), PRESETS)
+        raise PolicyError(
+            f"policy {str(source)!r}: neither a preset ({', '.join(PRESETS)}) nor a file{hint}"
+        )
+    return _load_file(path, read)
+
+
 def _preset(name: str) -> Policy:
     file = resources.files("guardrail").joinpath(f"policies/{name}.toml")
-    return _parse(file.read_text(encoding="utf-8"), f"preset {name}", None, (name,))
+    return _parse(file.read_text(encoding="utf-8"), f"preset {name}", None, [])
 
 
-def _load_file(path: Path, seen: tuple[str, ...]) -> Policy:
+def _load_file(path: Path, read: list[Path]) -> Policy:
+    read.append(path)
     try:
         text = path.read_text(encoding="utf-8-sig")  # editors on Windows write a mark before it
     except (OSError, UnicodeDecodeError) as error:
         raise PolicyError(f"{path}: cannot be read: {error}") from error
-    return _parse(text, str(path), path.parent, (*seen, str(path.resolve())))
+    return _parse(text, str(path), path.parent, read)
 
 
-def _parse(text: str, where: str, folder: Path | None, seen: tuple[str, ...]) -> Policy:
+def _parse(text: str, where: str, folder: Path | None, read: list[Path]) -> Policy:
     try:
         data = tomllib.loads(text)
     except (tomllib.TOMLDecodeError, RecursionError) as error:
         raise PolicyError(f"{where}: not valid TOML: {error}") from error
     _known_keys(data, _TOP, where, "")
-    base = _base(data.get("extends"), where, folder, seen)
+    base = _base(data.get("extends"), where, folder, read)
     name = _typed(data, "name", str, "", where)
     if not name or not name.isprintable():
         raise PolicyError(
@@ -268,7 +274,7 @@ def _unknown_language(language: str) -> str:
     )
 
 
-def _base(extends: object, where: str, folder: Path | None, seen: tuple[str, ...]) -> Policy:
+def _base(extends: object, where: str, folder: Path | None, read: list[Path]) -> Policy:
     if extends is None:
         return Policy("")
     if not isinstance(extends, str):
@@ -284,9 +290,9 @@ def _base(extends: object, where: str, folder: Path | None, seen: tuple[str, ...
             f"{where}: key 'extends': {extends!r} is neither a preset ({', '.join(PRESETS)}) "
             f"nor a file beside it{hint}"
         )
-    if str(path.resolve()) in seen:
+    if path.resolve() in [file.resolve() for file in read]:
         raise PolicyError(f"{where}: key 'extends': {extends!r} extends this policy in turn")
-    return _load_file(path, seen)
+    return _load_file(path, read)
 
 
 def _rules(data: object, base: Rules, where: str, key: str) -> Rules:
