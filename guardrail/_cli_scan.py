@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 import time
 from collections.abc import Callable, Sequence
 from functools import partial
@@ -32,6 +33,7 @@ if TYPE_CHECKING:
 
 __all__ = ["scan"]
 
+_LINE_EVERY = 30.0  # seconds, where stderr is no terminal
 _IN = ".jsonl, .csv (.gz) or .parquet, a data-set folder, hf:OWNER/NAME[:SPLIT]"
 
 
@@ -174,19 +176,23 @@ def _ray(
 
 def _run(job: Scan, engine: Engine, tell: Callable[[Tally, float], None]) -> Tally:
     """tell: has what was found, and the rows per second of this run, before the scan has ended."""
-    from guardrail._render import scan_progress
+    from guardrail._render import progress_line, scan_progress
 
-    started = time.perf_counter()
+    started = said = time.perf_counter()
     before: int | None = None
     with scan_progress() as bar:
         task = bar.add_task(job.source.name, total=None if bar.disable else job.total)
 
         def show(tally: Tally) -> None:
-            nonlocal before
+            nonlocal before, said
             if before is None:
                 before = tally.rows
                 bar.reset(task, completed=before)
             bar.update(task, completed=tally.rows)
+            if bar.disable and time.perf_counter() - said >= _LINE_EVERY:
+                bar.update(task, total=job.total)  # only now: a short scan need not count its rows
+                print(progress_line(bar.tasks[0]), file=sys.stderr, flush=True)
+                said = time.perf_counter()
 
         def done(tally: Tally) -> None:
             bar.stop()

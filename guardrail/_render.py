@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Iterable, Sequence
+from datetime import timedelta
 from typing import TYPE_CHECKING
 
 from rich import box
@@ -18,10 +19,9 @@ from rich.progress import (
     Progress,
     ProgressColumn,
     Task,
-    TextColumn,
     TimeRemainingColumn,
 )
-from rich.table import Table
+from rich.table import Column, Table
 from rich.text import Text
 
 from guardrail.policy import LEVELS, Policy, Rules
@@ -37,6 +37,7 @@ __all__ = [
     "grid",
     "health",
     "printable",
+    "progress_line",
     "scan_progress",
     "summary",
     "verdict_view",
@@ -52,6 +53,8 @@ _COLOURS = {
 _STATUS = {"ok": "green", "warning": "yellow", "failure": "red"}
 _PASSAGES = 5
 _BAR = 24
+_NAME = 26  # characters of a name beside a bar
+_OVER = 300  # seconds that a rate is taken over: two chunks of a scan must fit, also large ones
 
 
 def console(*, stderr: bool = False) -> Console:
@@ -176,22 +179,45 @@ def health(checks: Iterable[Check]) -> Table:
     return table
 
 
+class _Name(ProgressColumn):
+    """The end of a task's name: a path may be longer than the terminal is wide."""
+
+    def render(self, task: Task) -> Text:
+        name = printable(task.description)
+        return Text(name if len(name) <= _NAME else f"…{name[1 - _NAME :]}")
+
+
 class _Rate(ProgressColumn):
     def render(self, task: Task) -> Text:
-        return Text(f"{task.speed:,.0f} rows/s" if task.speed else "")
+        return Text(_rate(task.speed) if task.speed else "")
+
+
+def _rate(rate: float) -> str:
+    return f"{rate:,.{0 if rate >= 100 else 1}f} rows/s"
 
 
 def scan_progress() -> Progress:
     """Rows, rows per second and time left, on stderr; nothing where that is no terminal."""
     out = console(stderr=True)
     columns = (
-        TextColumn("{task.description}", markup=False),
-        BarColumn(),
-        MofNCompleteColumn(),
-        _Rate(),
-        TimeRemainingColumn(),
+        _Name(table_column=Column(no_wrap=True)),
+        BarColumn(_BAR),  # where there is little room, this alone gives way
+        MofNCompleteColumn(table_column=Column(no_wrap=True)),
+        _Rate(table_column=Column(no_wrap=True)),
+        TimeRemainingColumn(table_column=Column(no_wrap=True)),
     )
-    return Progress(*columns, console=out, disable=not out.is_terminal, speed_estimate_period=60)
+    return Progress(*columns, console=out, disable=not out.is_terminal, speed_estimate_period=_OVER)
+
+
+def progress_line(task: Task) -> str:
+    """What the bar says, for a log."""
+    total = "" if task.total is None else f" of {task.total:,.0f}"
+    said = [f"{printable(task.description)}: {task.completed:,.0f}{total} rows"]
+    if task.speed:
+        said.append(_rate(task.speed))
+    if task.time_remaining is not None:
+        said.append(f"{timedelta(seconds=task.time_remaining)} left")
+    return ", ".join(said)
 
 
 def summary(tally: Tally, rate: float) -> Group:
@@ -212,7 +238,7 @@ def summary(tally: Tally, rate: float) -> Group:
     parts.append(
         Text(
             f"{tally.rows:,} rows, {tally.errors:,} with errors, {tally.degraded:,} judged by "
-            f"on_error alone; {rate:,.{0 if rate >= 100 else 1}f} rows/s"
+            f"on_error alone; {_rate(rate)}"
         )
     )
     return Group(*parts)
