@@ -45,8 +45,9 @@ def audit_verify(
     ] = False,
     as_json: Annotated[bool, typer.Option("--json", help="The report as JSON.")] = False,
 ) -> None:
-    """Check that nothing in a log was edited, removed, added, moved or cut off. Exits 0 when all is
-    as it was written, 1 when not, 2 when it cannot be told."""
+    """Check that nothing in a log was edited, removed, added, moved or cut off. That log and head
+    were both put back to an older copy is found with --expect only. Exits 0 when all is as it was
+    written, 1 when not, 2 when it cannot be told."""
     from guardrail.audit import AuditError, verify
 
     anchor = _anchor(expect)

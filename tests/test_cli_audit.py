@@ -51,6 +51,20 @@ def test_verify_prints_a_head_that_it_takes_back(busy: Path, tmp_path: Path) -> 
     assert (code, json.loads(out)["ok"]) == (1, False)
 
 
+def test_a_log_rolled_back_with_its_head_is_found_by_a_head_kept_elsewhere(busy: Path) -> None:
+    head = busy.with_name("audit.jsonl.head")
+    then = {file: file.read_bytes() for file in (busy, head)}
+    Guard(FakeModerator(WORDS), audit=AuditLog(busy)).check("a bomb")
+    kept = run("verify", busy)[1].split()[-1]
+    busy.write_bytes(then[busy])
+    code, out, _ = run("verify", busy)
+    assert (code, "row 5, but the log ends with row 4: it was cut off" in out) == (1, True)
+    head.write_bytes(then[head])
+    assert run("verify", busy)[0] == 0  # nothing there tells it from the log of that moment
+    code, out, _ = run("verify", busy, "--expect", kept)
+    assert (code, "the expected head is row 5, but the log ends with row 4" in out) == (1, True)
+
+
 def test_verify_names_the_line_that_was_edited(busy: Path) -> None:
     busy.write_bytes(busy.read_bytes().replace(b'"action":"refuse"', b'"action":"allow"', 1))
     code, out, _ = run("verify", busy)
