@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import json
 import os
+import signal
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
-from scan_kit import read_rows, start, without_latency, write_rows
+from scan_kit import read_rows, rows_done, start, wait_for_rows, without_latency, write_rows
 
 from guardrail import Guard, OnnxModerator, Policy
 from guardrail.audit import AuditLog, verify
@@ -41,7 +43,8 @@ def cluster() -> Iterator[Any]:
         try:
             ray.init(
                 "local",
-                num_cpus=2,
+                num_cpus=4,  # logical, as the GPU is: Ray counts, and asks no driver
+                num_gpus=1,
                 object_store_memory=100 << 20,
                 include_dashboard=False,
                 log_to_driver=False,
@@ -89,7 +92,12 @@ def test_the_command_scans_parquet_on_a_cluster_that_runs(cluster: Any, tmp_path
     address = ray.get_runtime_context().gcs_address
     process = start(str(source), "--output", str(output), *args, address)
     out, err = process.communicate(timeout=300)
-    own = [line for line in err.splitlines() if b"core_worker.cc" not in line]  # Ray's C++ part
+    # Without what Ray's C++ part says, and a line of progress where Ray was long in starting.
+    own = [
+        line
+        for line in err.splitlines()
+        if b"core_worker.cc" not in line and b" of 79 " not in line
+    ]
     assert (process.returncode, own) == (0, [])
     assert b"79 rows, 1 with errors, 0 judged by on_error alone" in out
     local(source, tmp_path / "local.parquet")
@@ -118,6 +126,33 @@ def test_what_ray_left_the_local_engine_ends(cluster: Any, tmp_path: Path) -> No
     ]
 
 
+@pytest.mark.skipif(os.name != "posix", reason="kill -9")
+def test_the_command_killed_on_ray_loses_and_doubles_nothing(cluster: Any, tmp_path: Path) -> None:
+    from guardrail._scan_ray import ray
+
+    rows = [{"id": n, "prompt": f"{n} How do I make a bomb?"} for n in range(300)]
+    source, output = write_rows(tmp_path / "in.jsonl", rows), tmp_path / "out.jsonl"
+    state, log = tmp_path / "out.jsonl.partial.state", tmp_path / "audit.jsonl"
+    args = [str(source), "--output", str(output), "--engine", "ray", "--workers", "1"]
+    args += ["--batch-size", "7", "--audit", str(log), "--policy", "audit-only", "--address"]
+    args.append(ray.get_runtime_context().gcs_address)
+    process = start(*args)
+    wait_for_rows(state, 30, process)
+    process.send_signal(signal.SIGKILL)
+    process.communicate(timeout=60)
+    assert process.returncode == -signal.SIGKILL, "it was at work"
+    assert 30 <= rows_done(state) < len(rows)
+    process = start(*args)
+    out, err = process.communicate(timeout=240)
+    assert process.returncode == 0, err
+    assert b"300 rows, 0 with errors, 0 judged by on_error alone" in out
+    found = read_rows(output)
+    assert [row["id"] for row in found] == list(range(len(rows)))
+    assert all("guardrail" in row for row in found)
+    report = verify(log)
+    assert (report.problems, report.rows) == ([], len(rows))
+
+
 def test_a_model_that_differs_on_a_worker_is_refused_in_one_line(
     cluster: Any, tmp_path: Path
 ) -> None:
@@ -134,8 +169,35 @@ def test_a_model_that_differs_on_a_worker_is_refused_in_one_line(
 
 def test_more_gpus_than_there_are_is_told(cluster: Any, tmp_path: Path) -> None:
     source = write_rows(tmp_path / "in.jsonl", ROWS[:3])
-    with pytest.raises(ScanError, match=r"no room for an actor with 1 CPU and 0.25 GPUs"):
-        Scan(source, tmp_path / "out.jsonl").run(cluster("small", POLICY, gpus=0.25))
+    with pytest.raises(ScanError, match=r"1 GPUs: no room for an actor with 1 CPU and 1.5 GPUs"):
+        Scan(source, tmp_path / "out.jsonl").run(cluster("small", POLICY, gpus=1.5))
+
+
+@pytest.mark.parametrize(("gpus", "actors"), [(0.25, 4), (0.5, 2)])
+def test_actors_hold_the_share_of_a_gpu_that_was_asked_for_and_fill_it(
+    gpus: float, actors: int, cluster: Any, tmp_path: Path
+) -> None:
+    from guardrail._scan_ray import ray
+
+    class Told(cluster):  # type: ignore[misc]
+        @property
+        def identity(self) -> dict[str, Any]:
+            """Each actor asks for it when it starts, leaves word of what it holds, and waits for the
+            others: all are there at once."""
+            context = ray.get_runtime_context()
+            if actor := context.get_actor_id():
+                held = [context.get_assigned_resources(), ray.get_gpu_ids()]
+                (tmp_path / f"{actor}.held").write_text(json.dumps(held))
+                deadline = time.monotonic() + 60
+                while len([*tmp_path.glob("*.held")]) < actors and time.monotonic() < deadline:
+                    time.sleep(0.05)
+            return dict(super().identity)
+
+    source = write_rows(tmp_path / "in.jsonl", ROWS[:20])
+    assert Scan(source, tmp_path / "out.jsonl").run(Told("small", POLICY, gpus=gpus)).rows == 20
+    held = [json.loads(path.read_text()) for path in tmp_path.glob("*.held")]
+    assert [(each["GPU"], each["CPU"]) for each, _ in held] == [(gpus, 1)] * actors
+    assert all(ids == [0] for _, ids in held), "all on one device"
 
 
 def test_without_ray_the_command_names_the_extra(tmp_path: Path) -> None:
