@@ -14,6 +14,8 @@ from typing import Any
 import openai
 from starlette.responses import JSONResponse
 
+from guardrail.upstream_faults import without_secrets
+
 __all__ = ["ApiError", "Json", "json_bytes", "upstream_fault"]
 
 # The caller's own faults, in the words of the upstream; all others are between it and us.
@@ -123,9 +125,9 @@ def _refused(
         return ApiError(
             status,
             _clean(said, secrets),
-            code=_text(body.get("code")),
-            kind=_text(body.get("type")) or "invalid_request_error",
-            param=_text(body.get("param")),
+            code=_text(body.get("code"), secrets),
+            kind=_text(body.get("type"), secrets) or "invalid_request_error",
+            param=_text(body.get("param"), secrets),
         )
     if status in (401, 403):
         return ApiError(
@@ -142,13 +144,11 @@ def _refused(
     )
 
 
-def _text(value: object) -> str | None:
-    return None if value is None else str(value)
+def _text(value: object, secrets: Sequence[str]) -> str | None:
+    return None if value is None else _clean(str(value), secrets)
 
 
 def _clean(text: str, secrets: Sequence[str]) -> str:
-    """On one line, short, and without secrets, which some servers echo."""
-    for secret in secrets:
-        text = text.replace(secret, "***")
-    text = " ".join(text.split())
+    """On one line, short, and without secrets."""
+    text = without_secrets(text, secrets)
     return text if len(text) <= 500 else f"{text[:500]}..."

@@ -16,6 +16,7 @@ from openai import AsyncOpenAI, Omit, OpenAIError
 from guardrail._server_config import Settings, Upstream
 from guardrail._server_errors import ApiError, upstream_fault
 from guardrail.upstream import _endpoint
+from guardrail.upstream_faults import secrets_of
 
 __all__ = ["Route", "Upstreams"]
 
@@ -48,7 +49,7 @@ class Route:
             self.name,
             retry_after=self.retry_after,
             forwarded=self.upstream.forward_key,
-            secrets=[self.secret] if self.secret else [],
+            secrets=secrets_of(self.upstream.headers, self.secret),
         )
 
 

@@ -24,7 +24,7 @@ from httpx_sse import EventSource, ServerSentEvent, SSEError
 from guardrail._forks import renewed_in_children
 from guardrail.chat_model import Message, Reply
 from guardrail.errors import UpstreamError
-from guardrail.upstream_faults import Faults
+from guardrail.upstream_faults import Faults, secrets_of
 
 __all__ = ["OpenAICompatible"]
 
@@ -73,9 +73,7 @@ class OpenAICompatible:
             if not (value.isascii() and value.isprintable()):
                 what = "the API key" if name == "Authorization" else f"the header {name!r}"
                 raise UpstreamError(f"{what} holds characters that no HTTP header can carry")
-        # Short values ("1", "true") are no secrets, and hiding them would garble every message.
-        secrets = [v for v in (headers or {}).values() if len(v) > 5]
-        secrets += [api_key.strip()] if api_key and api_key.strip() else []
+        secrets = secrets_of(headers or {}, api_key and api_key.strip())
         self._faults = Faults(self._url, secrets, timeout)
         self._forked = False
         self._disconnect()

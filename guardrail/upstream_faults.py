@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import httpx
@@ -11,7 +11,7 @@ from httpx_sse import SSEError
 
 from guardrail.errors import UpstreamError
 
-__all__ = ["Faults"]
+__all__ = ["Faults", "secrets_of", "without_secrets"]
 
 _CURES = {
     401: "the API key is missing or wrong: pass api_key=",
@@ -19,6 +19,28 @@ _CURES = {
     404: "no such path or model: check the URL (it often ends in /v1) and the name of the model",
     429: "too many requests: slow down, or raise retries",
 }
+
+
+_SHORTEST = 6  # characters: "1" or "true" is no secret, and hiding it would garble every message
+
+
+def secrets_of(headers: Mapping[str, str], key: str | None = None) -> list[str]:
+    """What must not stand in an error, longest first: the API key, the values of headers, and of
+    `Bearer KEY` the key as well."""
+    found = {value.strip() for value in headers.values()}
+    for name, value in headers.items():
+        scheme, _, rest = value.strip().partition(" ")
+        if name.lower().endswith("authorization") or scheme.lower() == "bearer":
+            found.add(rest.strip())
+    found = {secret for secret in found if len(secret) >= _SHORTEST}
+    return sorted({*found, key} if key else found, key=len, reverse=True)
+
+
+def without_secrets(text: str, secrets: Sequence[str]) -> str:
+    """The text on one line, `***` for each of `secrets`, which some servers echo."""
+    for secret in secrets:
+        text = text.replace(secret, "***")
+    return " ".join(text.split())
 
 
 class Faults:
@@ -33,7 +55,7 @@ class Faults:
 
     def error(self, message: str, *, status: int | None = None) -> UpstreamError:
         """An UpstreamError on one line."""
-        return UpstreamError(self._without_secrets(message), status=status)
+        return UpstreamError(without_secrets(message, self._secrets), status=status)
 
     def refused(self, response: httpx.Response) -> UpstreamError:
         """For a response, already read, whose status is no success."""
@@ -75,7 +97,9 @@ class Faults:
     def excerpt(self, body: str | bytes) -> str:
         """The beginning of what a server sent, fit for an error text."""
         text = body.decode(errors="replace") if isinstance(body, bytes) else body
-        text = self._without_secrets(text)  # before it is cut, for a cut key would not be found
+        text = without_secrets(
+            text, self._secrets
+        )  # before it is cut, for a cut key would not be found
         return text if len(text) <= 200 else f"{text[:200]}..."
 
     def _said(self, body: str) -> str:
@@ -85,8 +109,3 @@ class Faults:
             return self.excerpt(str(error["message"] if isinstance(error, dict) else error))
         except (ValueError, KeyError, TypeError):
             return self.excerpt(body)
-
-    def _without_secrets(self, text: str) -> str:
-        for secret in self._secrets:
-            text = text.replace(secret, "***")
-        return " ".join(text.split())

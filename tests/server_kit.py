@@ -6,11 +6,17 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
+import re
+import signal
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import AsyncIterator, Iterator
+from pathlib import Path
 from typing import Any
 
+import httpx
 import uvicorn
 from fastapi import FastAPI, Request
 from fastapi.responses import JSONResponse, Response, StreamingResponse
@@ -74,6 +80,7 @@ class ChatApi:
         self.failure: tuple[int, Any, dict[str, str]] | None = None
         self.requests: list[dict[str, Any]] = []
         self.headers: list[dict[str, str]] = []
+        self.callers: list[Any] = []  # host and port: another port is another connection
         self.open = 0
         self.sent = 0
         self.gone = threading.Event()
@@ -85,6 +92,7 @@ class ChatApi:
     async def _answer(self, request: Request) -> Response:
         self.requests.append(json.loads(await request.body()))
         self.headers.append(dict(request.headers))
+        self.callers.append(request.client)
         await asyncio.sleep(self.wait)
         if self.failure is not None:
             status, body, headers = self.failure
@@ -166,6 +174,65 @@ def serving(
         yield running
     finally:
         running.stop()
+
+
+class Process:
+    """The real command, with the bundled model; its log lines are read as they come."""
+
+    def __init__(self, *args: str, config: Path | None = None) -> None:
+        command = [sys.executable, "-m", "guardrail.cli", "serve", "--port", "0", "--log", "json"]
+        command += ["--policy", "audit-only", *args]
+        if config is not None:
+            command += ["--config", str(config)]
+        self.process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
+        self.lines: list[str] = []
+        self._reader = threading.Thread(target=self._read, daemon=True)
+        self._reader.start()
+        until(lambda: self.port() is not None or self.process.poll() is not None, 300)
+        assert self.process.poll() is None, self.lines
+        self.root = f"http://127.0.0.1:{self.port()}"
+        self.url = f"{self.root}/v1"
+        until(self._is_ready, 300)
+
+    def _read(self) -> None:
+        assert self.process.stderr is not None
+        for line in self.process.stderr:
+            self.lines.append(line)
+
+    def port(self) -> int | None:
+        found = re.search(r"running on http://127\.0\.0\.1:(\d+)", "".join(self.lines))
+        return int(found[1]) if found else None
+
+    def _is_ready(self) -> bool:
+        try:
+            return httpx.get(f"{self.root}/readyz", timeout=5).status_code == 200
+        except httpx.TransportError:
+            return False
+
+    def terminate(self) -> None:
+        self.process.send_signal(signal.SIGTERM)
+
+    def end(self) -> int:
+        code = self.process.wait(300)
+        self._reader.join(10)
+        return code
+
+    def records(self) -> list[dict[str, Any]]:
+        return [json.loads(line) for line in self.lines]
+
+
+@contextlib.contextmanager
+def process(*args: str, config: Path | None = None) -> Iterator[Process]:
+    running = Process(*args, config=config)
+    try:
+        yield running
+    finally:
+        running.process.kill()
+        running.process.wait()
+        running._reader.join(60)
+        assert not running._reader.is_alive(), "a worker outlived its server"
+        assert running.process.stderr is not None
+        running.process.stderr.close()
 
 
 def until(what: Any, seconds: float = 20.0) -> None:

@@ -283,6 +283,19 @@ def test_a_key_that_a_server_echoes_is_not_in_the_error(server: Server, how: str
 
 
 @doors
+@pytest.mark.parametrize(
+    "headers", [{"Authorization": f"Bearer {KEY}"}, {"api-key": KEY}, {"X-Auth": f"bearer  {KEY}"}]
+)
+def test_a_key_that_is_given_as_a_header_is_not_in_the_error(
+    server: Server, how: str, headers: dict[str, str]
+) -> None:
+    server.script = [fails(401, f"bad key {KEY} for Production")]
+    with pytest.raises(UpstreamError, match="for Production") as error:
+        ask(model_at(server, headers={**headers, "X-Stage": "In Production"}), how)
+    assert "sk-very" not in str(error.value)
+
+
+@doors
 @pytest.mark.parametrize("status", [429, 502, 503, 504])
 def test_a_passing_fault_is_retried(server: Server, how: str, status: int) -> None:
     good = whole("at last") if "complete" in how else chunks(event("at last", "stop"))
