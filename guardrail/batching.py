@@ -20,14 +20,14 @@ import time
 import weakref
 from collections.abc import Mapping, Sequence
 from concurrent import futures
-from dataclasses import dataclass, field
 from itertools import accumulate, count
 from types import TracebackType
-from typing import TypeAlias, cast
 
+from guardrail._batching_calls import Call, Job, Settled, settle, size_of
 from guardrail._batching_cost import Cost
 from guardrail._forks import renewed_in_children
 from guardrail._onnx import GPUS
+from guardrail._unwanted import Unwanted, while_wanted
 from guardrail.errors import ModerationError, Overloaded
 from guardrail.moderator import Moderator
 from guardrail.policy import Thresholds
@@ -38,30 +38,9 @@ __all__ = ["Batcher"]
 
 _IDLE_SECONDS = 10.0  # a worker without work ends, so that a forgotten batcher leaves no thread
 _EXIT_SECONDS = 5.0  # a hanging moderator must not keep the interpreter from ending
+_STOP_SECONDS = 30.0  # in which one that was told to stop does so, on a machine however busy
 _LONG = 2000  # characters from which on a text may be overtaken for the whole latency bound
-_OVERHEAD = 50  # what a text costs whatever its length, in characters
 _ADMITTED = 0.75  # of the queue; the rest is for conversations under way
-
-
-@dataclass(eq=False, slots=True)
-class _Call:
-    """One caller's texts and the future that it waits for."""
-
-    found: list[Assessment | None]
-    left: int
-    future: futures.Future[list[Assessment]] = field(default_factory=futures.Future)
-    done: bool = False  # guarded by the batcher's lock: who sets it settles the future
-
-
-@dataclass(eq=False, slots=True)
-class _Job:
-    call: _Call
-    index: int
-    pair: Pair
-    size: int
-
-
-_Settled: TypeAlias = tuple[_Call, BaseException | None]
 
 
 class Batcher:
@@ -104,6 +83,7 @@ class Batcher:
             raise ValueError(f"latency={latency!r} must be 0 seconds or more")
         self._cost = Cost()
         self._closed = False
+        self._asks = False  # whether the moderator asks, at times, if it should go on
         self._after_fork()
         renewed_in_children(self)
         _ALL.add(self)
@@ -113,9 +93,9 @@ class Batcher:
         self._lock = threading.Lock()
         self._wake = threading.Condition(self._lock)
         self._drained = threading.Condition(self._lock)
-        self._queue: list[tuple[float, int, _Job]] = []  # a heap: what is due first, first
+        self._queue: list[tuple[float, int, Job]] = []  # a heap: what is due first, first
         self._arrivals = count()
-        self._running: set[_Job] = set()
+        self._running: set[Job] = set()
         self._idle = 0  # workers that wait for work
         self._fresh = 0  # workers started that have not looked for work yet
         self._threads: set[threading.Thread] = set()
@@ -162,9 +142,10 @@ class Batcher:
             future.cancel()
 
     def submit(self, pairs: Sequence[Pair]) -> futures.Future[list[Assessment]]:
-        """`assess` as a future; `cancel()` takes what still waits out of the queue. Raises
-        Overloaded where there is no room, ModerationError once closed."""
-        call = _Call([None] * len(pairs), len(pairs))
+        """`assess` as a future; `cancel()` takes what still waits out of the queue, and stops what
+        is being judged where the moderator can. Raises Overloaded where there is no room,
+        ModerationError once closed."""
+        call = Call([None] * len(pairs), len(pairs))
         if not pairs:
             call.future.set_result([])
             return call.future
@@ -173,7 +154,7 @@ class Batcher:
                 f"{len(pairs):,} texts in one call, more than max_pending={self.max_pending:,}: "
                 "give them in parts, or raise max_pending"
             )
-        jobs = [_Job(call, i, pair, _size(pair)) for i, pair in enumerate(pairs)]
+        jobs = [Job(call, i, pair, size_of(pair)) for i, pair in enumerate(pairs)]
         with self._lock:
             if self._closed:
                 raise ModerationError(f"{self._name}: the batcher is closed")
@@ -192,7 +173,8 @@ class Batcher:
 
     def close(self, timeout: float | None = None) -> None:
         """Take nothing more, and wait until all that was taken is judged; what is not after
-        `timeout` seconds fails with ModerationError. May be called again."""
+        `timeout` seconds fails with ModerationError, and is judged no further where the moderator
+        can stop, as `OnnxModerator` does. May be called again."""
         with self._lock:
             self._closed = True
             self._wake.notify_all()
@@ -202,11 +184,15 @@ class Batcher:
             self._queue.clear()
             for call in left:
                 call.done = True
-            threads = [] if self._running else list(self._threads)
+            stuck = bool(self._running)
+            threads = self._threads - {threading.current_thread()}
         closed = ModerationError(f"{self._name}: closed before the text was judged")
-        _settle([(call, closed) for call in left])
+        settle([(call, closed) for call in left])
+        # A thread that is in native code when the interpreter ends takes the process with it. One
+        # whose moderator never asks may hang for ever, and is left.
+        end = time.monotonic() + (_STOP_SECONDS if self._asks or not stuck else 0.0)
         for thread in threads:
-            thread.join(timeout)
+            thread.join(max(0.0, end - time.monotonic()))
 
     def __enter__(self) -> Batcher:
         return self
@@ -235,7 +221,7 @@ class Batcher:
         waiting = sum(job.size for _, _, job in self._queue)
         return max(0.1, waiting * self._cost.average / self.workers)
 
-    def _due(self, jobs: Sequence[_Job]) -> list[float]:
+    def _due(self, jobs: Sequence[Job]) -> list[float]:
         """When each text of a call that came now is due, on the clock of time.monotonic()."""
         now = time.monotonic()
         before = accumulate((job.size * self._cost.average for job in jobs), initial=0.0)
@@ -244,7 +230,7 @@ class Batcher:
             for job, wait in zip(jobs, before, strict=False)
         ]
 
-    def _call_workers(self, call: _Call) -> None:
+    def _call_workers(self, call: Call) -> None:
         """Wake or start as many as there is work for."""
         self._wake.notify(call.left)
         while len(self._queue) > self._idle + self._fresh and len(self._threads) < self.workers:
@@ -259,11 +245,11 @@ class Batcher:
             self._threads.add(thread)
             self._fresh += 1
 
-    def _take(self) -> list[_Job]:
+    def _take(self) -> list[Job]:
         """What is due first; as much as is worth judging together, and leaves the other workers
         their share."""
         share = -(-len(self._queue) // self.workers)
-        batch: list[_Job] = []
+        batch: list[Job] = []
         marginal, seconds = self._cost.marginal, 0.0
         while self._queue and len(batch) < min(self.max_batch, share):
             seconds += self._queue[0][2].size * marginal
@@ -287,7 +273,7 @@ class Batcher:
             with self._lock:
                 self._threads.discard(threading.current_thread())
 
-    def _next(self) -> list[_Job]:
+    def _next(self) -> list[Job]:
         """The next batch; none when this worker should end."""
         with self._lock:
             self._idle += 1
@@ -298,14 +284,17 @@ class Batcher:
                 self._threads.discard(threading.current_thread())
             return batch
 
-    def _judge(self, batch: Sequence[_Job]) -> None:
+    def _judge(self, batch: Sequence[Job]) -> None:
         batch = [job for job in batch if not job.call.done]
         if not batch:
             return
         try:
-            found = list(self.moderator.assess([job.pair for job in batch]))
+            with while_wanted(lambda: self._is_wanted(batch)):
+                found = list(self.moderator.assess([job.pair for job in batch]))
             if len(found) != len(batch):
                 raise ModerationError(f"{self._name} gave {len(found)} assessments of {len(batch)}")
+        except Unwanted:
+            return
         except BaseException as error:
             if len(batch) == 1:
                 self._fail(batch[0], error)
@@ -316,8 +305,12 @@ class Batcher:
         else:
             self._deliver(batch, found)
 
-    def _deliver(self, batch: Sequence[_Job], found: Sequence[Assessment]) -> None:
-        settled: list[_Settled] = []
+    def _is_wanted(self, batch: Sequence[Job]) -> bool:
+        self._asks = True
+        return any(not job.call.done for job in batch)
+
+    def _deliver(self, batch: Sequence[Job], found: Sequence[Assessment]) -> None:
+        settled: list[Settled] = []
         with self._lock:
             for job, assessment in zip(batch, found, strict=True):
                 call = job.call
@@ -326,9 +319,9 @@ class Batcher:
                 if not call.left and not call.done:
                     call.done = True
                     settled.append((call, None))
-        _settle(settled)
+        settle(settled)
 
-    def _fail(self, job: _Job, error: BaseException) -> None:
+    def _fail(self, job: Job, error: BaseException) -> None:
         if isinstance(error, StopIteration | asyncio.CancelledError | futures.CancelledError):
             # A future would take these for its own, its caller hang or think itself cancelled.
             error = ModerationError(f"{self._name} raised {type(error).__name__}: {error}")
@@ -336,16 +329,17 @@ class Batcher:
             if job.call.done:
                 return
             self._drop(job.call)
-        _settle([(job.call, error)])
+        settle([(job.call, error)])
 
-    def _finish(self, batch: Sequence[_Job], seconds: float) -> None:
+    def _finish(self, batch: Sequence[Job], seconds: float) -> None:
         with self._lock:
-            self._cost.learn(sum(job.size for job in batch), seconds)
+            if not any(job.call.given_up for job in batch):  # a part tells nothing of the whole
+                self._cost.learn(sum(job.size for job in batch), seconds)
             self._running.difference_update(batch)
             if not (self._queue or self._running):
                 self._drained.notify_all()
 
-    def _forget(self, call: _Call) -> None:
+    def _forget(self, call: Call) -> None:
         """Called when a call is over; by its caller's `cancel()` with texts still waiting."""
         with self._lock:
             if call.done:
@@ -353,26 +347,12 @@ class Batcher:
             self._drop(call)
         call.future.set_running_or_notify_cancel()
 
-    def _drop(self, call: _Call) -> None:
+    def _drop(self, call: Call) -> None:
         call.done = True
         self._queue = [entry for entry in self._queue if entry[2].call is not call]
         heapq.heapify(self._queue)
         if not (self._queue or self._running):
             self._drained.notify_all()
-
-
-def _settle(settled: Sequence[_Settled]) -> None:
-    """Not under the lock: it runs what callers hung on their futures."""
-    for call, error in settled:
-        if call.future.set_running_or_notify_cancel():
-            if error is not None:
-                call.future.set_exception(error)
-            else:
-                call.future.set_result(cast(list[Assessment], call.found))
-
-
-def _size(pair: Pair) -> int:
-    return _OVERHEAD + len(pair.prompt) + len(pair.response or "")
 
 
 def _cores() -> int:

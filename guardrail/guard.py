@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any, TypeAlias
 
 from guardrail._forks import renewed_in_children
+from guardrail._unwanted import Interest, in_thread
 from guardrail.batching import Batcher
 from guardrail.errors import GuardrailError, ModerationError, Overloaded
 from guardrail.moderator import Device, Moderator, OnnxModerator
@@ -95,7 +96,7 @@ class Guard:
         """`check_many`, without blocking the event loop."""
         pairs = _pairs(pairs)
         if not hasattr(self.moderator, "aassess"):
-            return await asyncio.to_thread(self.check_many, pairs)
+            return await in_thread(self.check_many, pairs)
         started = time.perf_counter()
         verdicts = await self._ajudge(pairs)
         elapsed = time.perf_counter() - started
@@ -169,15 +170,17 @@ class Guard:
     def _assess(self, pairs: Sequence[Pair]) -> Sequence[Assessment]:
         if self._pool is None:
             return self.moderator.assess(pairs)
+        interest = Interest()
         if isinstance(self.moderator, Batcher):
             future = self.moderator.submit(pairs)
         else:
-            future = self._pool.submit(self.moderator.assess, pairs)
+            future = self._pool.submit(interest.run, self.moderator.assess, pairs)
         try:
             if not wait([future], self._timeout).done:
                 raise _TimedOut(f"no assessment within {self._timeout:g} s")
             return future.result()
         finally:
+            interest.given_up = True
             future.cancel()
 
     async def _aassess(self, pairs: Sequence[Pair]) -> Sequence[Assessment]:

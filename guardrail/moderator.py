@@ -14,8 +14,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from guardrail._onnx import Device, Session
+from guardrail._unwanted import check_wanted
 from guardrail.artifact import Calibration, artifact_folder, read_manifest
-from guardrail.encoding import Encoder, Window, canonicalise, pad, sentences
+from guardrail.encoding import Canonical, Encoder, Window, canonicalise, pad, sentences
 from guardrail.errors import ModerationError
 from guardrail.policy import Thresholds
 from guardrail.taxonomy import Category, Direction, Severity
@@ -98,8 +99,8 @@ class OnnxModerator:
                     f"a text of {longest:,} characters, more than max_chars={self._max_chars:,}: "
                     "split it, or raise max_chars"
                 )
-        canonical = [canonicalise(pair.text) for pair in pairs]
-        windows = [self._encoder.encode(pair, canonical[i]) for i, pair in enumerate(pairs)]
+        canonical = [self._canonical(pair) for pair in pairs]
+        windows = [self._windows(pair, canonical[i]) for i, pair in enumerate(pairs)]
         scores = self._scores(pairs, windows)
         assessments = [
             self._assessment(pair, windows[i], scores[i], unreadable=canonical[i].unreadable)
@@ -114,6 +115,7 @@ class OnnxModerator:
         # Dynamic int8 scales activations by the largest of a batch: windows judged together shift
         # one another's probabilities, by 0.2 at worst. One by one is also as fast on a CPU.
         for part in _batches(windows, 1 if self.device == "cpu" else 8192):
+            check_wanted()
             feed = pad([windows[i] for i in part], self._encoder.pad_id)
             try:
                 severity[part], categories[part] = self._session.run(_OUTPUTS, feed)
@@ -122,6 +124,14 @@ class OnnxModerator:
         if not (np.isfinite(severity).all() and np.isfinite(categories).all()):
             raise ModerationError(f"{self.id}: the model gave a value that is not a number")
         return severity, categories
+
+    def _canonical(self, pair: Pair) -> Canonical:
+        check_wanted()
+        return canonicalise(pair.text)
+
+    def _windows(self, pair: Pair, canonical: Canonical | None = None) -> list[Window]:
+        check_wanted()
+        return self._encoder.encode(pair, canonical)
 
     def _scores(
         self, pairs: Sequence[Pair], windows: Sequence[Sequence[Window]]
@@ -179,7 +189,7 @@ class OnnxModerator:
         if not spans:
             return assessments
         parts = [_part(pairs[i], start, end) for i, start, end in spans]
-        scores = self._scores(parts, [self._encoder.encode(part) for part in parts])
+        scores = self._scores(parts, [self._windows(part) for part in parts])
         found: list[list[Passage]] = [[] for _ in pairs]
         for (i, start, end), (severity, _) in zip(spans, scores, strict=True):
             probability = float(severity[:, 0].max())

@@ -4,15 +4,21 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 from guardrail.errors import ModerationError
+from guardrail.moderator import OnnxModerator
 from guardrail.taxonomy import Category, Severity
 from guardrail.testing import FakeModerator
 from guardrail.verdict import Assessment, Pair
 
 PATIENCE = 60  # seconds; machines are noisy, and only a failing test waits so long
 WORDS = {"bomb": (Severity.SEVERE, Category.VIOLENCE)}
+
+
+# Just below the server's limit of a body; more than 1,000 windows, a minute of a core.
+ENDLESS = "Paris lies on the Seine, and people bake bread there. " * 18_000
 
 
 def text(n: int) -> Pair:
@@ -54,3 +60,17 @@ class Held(FakeModerator):
 
     def let(self, batches: int = 10_000) -> None:
         self._let.release(batches)
+
+
+class Counting(OnnxModerator):
+    """The bundled model, which counts the windows that it has run."""
+
+    def __init__(self) -> None:
+        super().__init__(device="cpu", threads=1)
+        self.windows = 0
+        self._run = self._session.run
+        self._session.run = self._counted  # type: ignore[method-assign]
+
+    def _counted(self, outputs: Sequence[str], feed: Mapping[str, Any]) -> list[Any]:
+        self.windows += 1
+        return self._run(outputs, feed)

@@ -6,13 +6,14 @@ import gc
 import weakref
 
 import pytest
-from batching_kit import WORDS, Held, seen, text, until
+from batching_kit import ENDLESS, WORDS, Counting, Held, seen, text, until
 from fresh_kit import forks, run_fresh
 
 from guardrail import batching
 from guardrail.batching import Batcher
 from guardrail.errors import ModerationError
 from guardrail.testing import FakeModerator
+from guardrail.verdict import Pair
 
 
 def test_closing_answers_all_that_was_taken_and_takes_no_more(held: Held) -> None:
@@ -40,6 +41,34 @@ def test_closing_does_not_wait_longer_than_told_for_a_moderator_that_hangs(
     held.let()  # it comes back after all: its late answer must not be the worker's end
     until(lambda: batcher.running == 0)
     assert not caplog.records, "a call was settled twice"
+
+
+def test_a_text_that_nobody_waits_for_any_more_is_judged_no_further() -> None:
+    pytest.importorskip("onnxruntime")
+    model = Counting()
+    with Batcher(model, workers=1) as batcher:
+        hello = batcher.assess([Pair("Hello")])
+        average = batcher._cost.average
+        future = batcher.submit([Pair(ENDLESS)])
+        until(lambda: model.windows > 3)
+        future.cancel()
+        until(lambda: batcher.running == 0)
+        assert model.windows < 200  # of more than 1,000
+        assert batcher._cost.average == average, "it took what a whole text would"
+        assert batcher.assess([Pair("Hello")]) == hello
+
+
+def test_closed_in_the_middle_of_a_long_text_no_worker_is_left() -> None:
+    pytest.importorskip("onnxruntime")
+    model = Counting()
+    batcher = Batcher(model, workers=1)
+    future = batcher.submit([Pair(ENDLESS)])
+    until(lambda: model.windows > 3)
+    batcher.close(timeout=0.05)
+    with pytest.raises(ModerationError, match="closed before the text was judged"):
+        future.result(0)
+    assert not batcher._threads
+    assert model.windows < 200
 
 
 def test_a_forgotten_batcher_leaves_no_thread(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -102,5 +131,33 @@ batcher = Batcher(FakeModerator({}, on_assess=lambda pairs: time.sleep(10_000)))
 batcher.submit([Pair("hello")])
 print("ends")
 """
+    )
+    assert said == "ends\n"
+
+
+@pytest.mark.parametrize("windows", [0, 4])
+def test_the_interpreter_ends_well_in_the_middle_of_a_long_text(windows: int) -> None:
+    """A worker that came back from native code after that would end the process by SIGABRT."""
+    pytest.importorskip("onnxruntime")
+    said = run_fresh(
+        PREAMBLE
+        + """
+import guardrail.batching
+sys.path.insert(0, "tests")
+from batching_kit import ENDLESS, Counting
+class Slow:  # as an interpreter with much to clean up is: workers come back meanwhile
+    def __del__(self, sleep=time.sleep):
+        sleep(1)
+
+slow = Slow()
+guardrail.batching._EXIT_SECONDS = 0.1
+model = Counting()
+batcher = Batcher(model, workers=1)
+batcher.submit([Pair(ENDLESS)])
+while model.windows < int(sys.argv[1]):
+    time.sleep(0.01)
+print("ends")
+""",
+        str(windows),
     )
     assert said == "ends\n"

@@ -2,94 +2,32 @@
 
 from __future__ import annotations
 
-import json
 import os
 import re
-import signal
 import socket
 import subprocess
 import sys
-import threading
 import time
 from collections import Counter
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import httpx
 import pytest
+from batching_kit import ENDLESS
 from openai import OpenAI
 from opentelemetry import trace
 from opentelemetry.sdk.trace import TracerProvider
 from opentelemetry.sdk.trace.export import SimpleSpanProcessor
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
-from server_kit import ChatApi, serving, until
+from server_kit import ChatApi, process, serving, until
 
 from guardrail.audit import verify
 
 ASKED: Any = [{"role": "user", "content": "Where is Paris? Zanzibar is my secret word."}]
 LONG = "Paris lies on the Seine. " * 100
-
-
-class Process:
-    """The real command, with the bundled model; its log lines are read as they come."""
-
-    def __init__(self, *args: str, config: Path | None = None) -> None:
-        command = [sys.executable, "-m", "guardrail.cli", "serve", "--port", "0", "--log", "json"]
-        command += ["--policy", "audit-only", *args]
-        if config is not None:
-            command += ["--config", str(config)]
-        self.process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
-        self.lines: list[str] = []
-        self._reader = threading.Thread(target=self._read, daemon=True)
-        self._reader.start()
-        until(lambda: self.port() is not None or self.process.poll() is not None, 300)
-        assert self.process.poll() is None, self.lines
-        self.root = f"http://127.0.0.1:{self.port()}"
-        self.url = f"{self.root}/v1"
-        until(self._is_ready, 300)
-
-    def _read(self) -> None:
-        assert self.process.stderr is not None
-        for line in self.process.stderr:
-            self.lines.append(line)
-
-    def port(self) -> int | None:
-        found = re.search(r"running on http://127\.0\.0\.1:(\d+)", "".join(self.lines))
-        return int(found[1]) if found else None
-
-    def _is_ready(self) -> bool:
-        try:
-            return httpx.get(f"{self.root}/readyz", timeout=5).status_code == 200
-        except httpx.TransportError:
-            return False
-
-    def terminate(self) -> None:
-        self.process.send_signal(signal.SIGTERM)
-
-    def end(self) -> int:
-        code = self.process.wait(300)
-        self._reader.join(10)
-        return code
-
-    def records(self) -> list[dict[str, Any]]:
-        return [json.loads(line) for line in self.lines]
-
-
-@contextmanager
-def process(*args: str, config: Path | None = None) -> Iterator[Process]:
-    running = Process(*args, config=config)
-    try:
-        yield running
-    finally:
-        running.process.kill()
-        running.process.wait()
-        running._reader.join(60)
-        assert not running._reader.is_alive(), "a worker outlived its server"
-        assert running.process.stderr is not None
-        running.process.stderr.close()
 
 
 @pytest.fixture
@@ -150,6 +88,26 @@ def test_streams_that_do_not_end_in_time_are_ended_and_the_upstream_is_let_go(
         assert server.end() == 0
     assert api.gone.wait(20)
     assert api.open == 0
+
+
+@pytest.mark.parametrize("batching", [True, False])
+def test_a_long_text_that_is_being_judged_does_not_keep_it_from_ending_well(
+    batching: bool, tmp_path: Path
+) -> None:
+    config = tmp_path / "guardrail.toml"
+    config.write_text(
+        f"[limits]\nshutdown_seconds = 0.5\n[model]\nbatching = {str(batching).lower()}\n"
+    )
+    with process(config=config) as server, ThreadPoolExecutor(2) as pool:
+        url = f"{server.url}/moderations"
+        calls = [pool.submit(httpx.post, url, json={"input": ENDLESS}, timeout=300) for _ in "ab"]
+        open_ = 'guardrail_open_requests{route="/v1/moderations"} 2.0'
+        until(lambda: open_ in httpx.get(f"{server.root}/metrics", timeout=60).text, 60)
+        time.sleep(1)  # both bodies are there, and the model is at work
+        server.terminate()
+        answers = [call.result() for call in calls]
+        assert [answer.json()["error"]["code"] for answer in answers] == ["shutting_down"] * 2
+        assert server.end() == 0
 
 
 def test_workers_answer_together_and_end_together(api: ChatApi, tmp_path: Path) -> None:

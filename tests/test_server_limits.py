@@ -6,12 +6,13 @@ import socket
 import threading
 import time
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import httpx
 import pytest
+from batching_kit import ENDLESS, Counting
 from openai import OpenAI
 from server_kit import WORDS, ChatApi, Running, serving, until
 
@@ -179,3 +180,35 @@ def test_a_call_that_takes_too_long_is_a_504() -> None:
         answer = httpx.post(f"{server.url}/moderations", json={"input": "wait"}, timeout=30)
         assert (answer.status_code, answer.json()["error"]["code"]) == (504, "request_timeout")
         held.go.set()
+
+
+@pytest.mark.parametrize("batching", [True, False])
+@pytest.mark.parametrize("ends", ["the caller leaves", "the time is up"])
+def test_a_long_text_that_nobody_waits_for_any_more_frees_its_core(
+    ends: str, batching: bool
+) -> None:
+    model = Counting()
+    seconds = 6.0 if ends == "the time is up" else 300.0
+    with serving(
+        moderator=model, model={"batching": batching}, limits={"request_seconds": seconds}
+    ) as server:
+        url = f"{server.url}/moderations"
+        if ends == "the time is up":
+            answer = httpx.post(url, json={"input": ENDLESS}, timeout=120)
+            assert (answer.status_code, answer.json()["error"]["code"]) == (504, "request_timeout")
+        else:
+            with pytest.raises(httpx.ReadTimeout):
+                httpx.post(url, json={"input": ENDLESS}, timeout=httpx.Timeout(60, read=6))
+        service = server.service  # type: ignore[attr-defined]
+        until(lambda: service.admissions["/v1/moderations"].open == 0)
+        until(lambda: not _moves(lambda: model.windows), 60)
+        assert model.windows < 800  # of more than 1,000
+        after = httpx.post(url, json={"input": "Hello"}, timeout=60)
+        assert after.status_code == 200
+
+
+def _moves(number: Callable[[], int]) -> bool:
+    """Whether it changes within a second."""
+    before = number()
+    time.sleep(1)
+    return number() != before
