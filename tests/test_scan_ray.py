@@ -182,8 +182,8 @@ def test_actors_hold_the_share_of_a_gpu_that_was_asked_for_and_fill_it(
     class Told(cluster):  # type: ignore[misc]
         @property
         def identity(self) -> dict[str, Any]:
-            """Each actor asks for it when it starts, leaves word of what it holds, and waits for the
-            others: all are there at once."""
+            """Each actor asks for it when it starts, leaves word of what it holds, and waits for
+            the others: all are there at once."""
             context = ray.get_runtime_context()
             if actor := context.get_actor_id():
                 held = [context.get_assigned_resources(), ray.get_gpu_ids()]
