@@ -50,7 +50,8 @@ class Limits(_Table):
 
     moderations, chats: requests of each kind that are open at a time. inputs: texts of one call;
     texts: of all open moderations together. choices: the largest `n` of a chat.
-    request_seconds: one call, its body and its upstream included. stream_seconds: one stream.
+    body_seconds: until a body is there, however it trickles. request_seconds: one call, its body
+    and its upstream included. stream_seconds: one stream, once its body is there.
     shutdown_seconds: what open requests have to finish after SIGTERM.
     """
 

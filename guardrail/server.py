@@ -81,6 +81,7 @@ def create_app(settings: Settings | None = None, *, moderator: Moderator | None 
     app = FastAPI(
         title="guardrail",
         openapi_url=None,
+        redirect_slashes=False,  # no API client follows one with its body
         lifespan=service.lifespan,
         exception_handlers={ApiError: answer_api_error, HTTPException: answer_http_error},
     )
@@ -209,7 +210,7 @@ class Service:
         key, _ = self.caller(request)
         guard = self.guard(request, key)
         limits = self.settings.limits
-        body = await read_json(request, limits.body_bytes, limits.body_seconds)
+        body = await self._body(request)
         pairs = read_inputs(body, limits.inputs)
         with self.texts.slot(len(pairs)):
             verdicts = await self._within(request, guard.acheck_many(pairs))
@@ -219,7 +220,7 @@ class Service:
         key, token = self.caller(request)
         guard = self.guard(request, key)
         limits = self.settings.limits
-        body = await read_json(request, limits.body_bytes, limits.body_seconds)
+        body = await self._body(request)
         check_body(body, limits.choices)
         route = self.upstreams.route(body["model"], key.models if key else ())
         if record := RECORD.get():
@@ -237,10 +238,17 @@ class Service:
             metrics=self.metrics,
         )
 
+    async def _body(self, request: Request) -> dict[str, Any]:
+        """The call's body, with which its time begins."""
+        limits = self.settings.limits
+        request.state.ends = asyncio.get_running_loop().time() + limits.request_seconds
+        seconds = min(limits.body_seconds, limits.request_seconds)
+        return await read_json(request, limits.body_bytes, seconds)
+
     async def _within(self, request: Request, work: Any) -> Any:
         seconds = self.settings.limits.request_seconds
         try:
-            async with asyncio.timeout(seconds):
+            async with asyncio.timeout_at(request.state.ends):
                 return await while_connected(request.receive, work, self.cut)
         except TimeoutError:
             raise ApiError(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import socket
 import threading
 import time
@@ -50,6 +51,57 @@ def test_a_body_that_does_not_come_is_a_408(small: Running) -> None:
         sock.sendall(b"POST /v1/moderations HTTP/1.1\r\nHost: x\r\nContent-Length: 50\r\n\r\n{")
         said = sock.recv(65_536)
     assert said.startswith(b"HTTP/1.1 408 ")
+
+
+def test_a_body_that_trickles_is_a_408(small: Running) -> None:
+    said, _ = _trickled(small.root, pieces=1500)
+    assert said.startswith(b"HTTP/1.1 408 ")
+    assert b'"code":"request_timeout"' in said
+
+
+def test_the_time_of_a_call_begins_with_its_body() -> None:
+    held = Held()
+    with serving(moderator=held.moderator(), limits={"request_seconds": 4.0}) as server:
+        said, took = _trickled(server.root, pieces=60)  # 3 s of it
+        held.go.set()
+    assert said.startswith(b"HTTP/1.1 504 ")
+    assert took < 6.9
+    with serving(limits={"request_seconds": 0.3}) as server:
+        said, _ = _trickled(server.root, pieces=10_000)
+    assert said.startswith(b"HTTP/1.1 408 ")
+    assert b"within 0.3 s" in said
+
+
+def _trickled(root: str, pieces: int) -> tuple[bytes, float]:
+    """What is said to a body that comes character by character, 20 a second, and after how long."""
+    host, port = root.removeprefix("http://").split(":")
+    body = b'{"input": "%s"}' % b"wait ".ljust(pieces - 13)
+    head = b"POST /v1/moderations HTTP/1.1\r\nHost: x\r\nContent-Length: %d\r\n\r\n" % len(body)
+    started = time.monotonic()
+    said = b""
+    with socket.create_connection((host, int(port)), timeout=0.05) as sock:
+        sock.sendall(head)
+        for at in range(len(body)):
+            with contextlib.suppress(OSError):  # nothing is said yet, or it is closed already
+                sock.sendall(body[at : at + 1])
+                said = sock.recv(65_536)
+            if said:
+                break
+        sock.settimeout(60)
+        while b"}}" not in said:
+            more = sock.recv(65_536)
+            assert more, said
+            said += more
+        return said, time.monotonic() - started
+
+
+@pytest.mark.parametrize("path", ["/v1/moderations/", "/v1/chat/completions/", "/healthz/"])
+def test_a_slash_too_many_is_a_404_and_no_redirect(small: Running, path: str) -> None:
+    for method in ("GET", "POST"):
+        answer = httpx.request(method, f"{small.root}{path}", timeout=30)
+        assert answer.status_code == 404
+        assert answer.json()["error"]["code"] == "unknown_url"
+        assert f"no such path: {path}" in answer.json()["error"]["message"]
 
 
 def test_paths_and_methods_that_are_not_there_are_errors_in_openais_shape(small: Running) -> None:
