@@ -37,8 +37,9 @@ class Guard:
     policy: a preset (`strict`, `balanced`, `permissive`, `audit-only`), a TOML file, or a `Policy`.
     device: `auto`, `cpu` or `cuda`, for a model named by `model`.
     timeout: seconds one call may take, of one text or of many, before the guard fails closed;
-        None waits. A moderator that hangs keeps its thread: with four such, all calls time out.
-        Behind a `Batcher`, or awaited (see `acheck`), it takes no thread of the guard's.
+        None waits. `OnnxModerator` then stops; a moderator that hangs keeps its thread: with four
+        such, all calls time out. Behind a `Batcher`, or awaited (see `acheck`), it takes no thread
+        of the guard's.
     audit: called with every pair and its verdict, before the verdict is returned; when it raises,
         the verdict fails closed, so that nothing is delivered unlogged unless the policy says so.
 

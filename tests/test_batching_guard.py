@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 
 import pytest
-from batching_kit import PATIENCE, WORDS, Held, seen, text, until
+from batching_kit import ENDLESS, PATIENCE, WORDS, Counting, Held, seen, text, until
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -41,6 +41,18 @@ def test_an_overloaded_moderator_fails_closed_and_is_not_asked_again(held: Held)
     assert asked == 2
     held.let()
     batcher.close()
+
+
+@pytest.mark.parametrize("awaited", [False, True])
+def test_after_a_guards_timeout_a_long_text_is_judged_no_further(awaited: bool) -> None:
+    pytest.importorskip("onnxruntime")
+    model = Counting()
+    guard = Guard(model, timeout=0.5)
+    verdict = asyncio.run(guard.acheck(ENDLESS)) if awaited else guard.check(ENDLESS)
+    assert (verdict.action, verdict.degraded) == (Action.REFUSE, True)
+    assert guard._pool is not None
+    guard._pool.shutdown(wait=True)
+    assert model.windows < 200  # of more than 1,000
 
 
 @pytest.mark.parametrize("awaited", [False, True])
