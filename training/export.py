@@ -137,7 +137,7 @@ def main(args: Args) -> None:
         base=trained["base"],
         licence=LICENCE,
         data=[data_source(name, rows) for name, rows in summary["sources"].items()],
-        command=_command(trained, summary.get("soup_seeds")),
+        command=_command(trained, summary),
         seed=trained["seed"],
         created=datetime.now(UTC).strftime("%Y-%m-%d"),
         encoding=encoder.config.to_json(),
@@ -171,12 +171,14 @@ def data_source(name: str, rows: int) -> dict[str, Any]:
     return {"name": name, "rows": rows, "licence": licences.get(name, "see the data card")}
 
 
-def _command(trained: dict[str, Any], soup_seeds: list[int] | None) -> str:
+def _command(trained: dict[str, Any], summary: dict[str, Any]) -> str:
     """What was run; of a soup, for each of its seeds."""
     command = f"python -m training.moderation {' '.join(_flags(trained))}"
-    if soup_seeds is None:
+    seeds, start = summary.get("soup_seeds"), summary.get("soup_start")
+    if seeds is None:
         return command
-    return f"{command}; the same with each --seed of {soup_seeds}; python -m training.soup"
+    soup = "python -m training.soup" + (f" --start {start}" if start else "")
+    return f"{command}; the same with each --seed of {seeds}; {soup}"
 
 
 def _flags(args: dict[str, Any]) -> list[str]:

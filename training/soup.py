@@ -3,8 +3,9 @@
     python -m training.soup --models build/seed5 build/seed6 build/seed7 --out build/soup
 
 A model soup (Wortsman et al. 2022, arXiv:2203.05482) costs nothing when it is used, and varies less
-with the seed than each of its parts. `--on-grid` puts the mean on the int8 grid again, for parts
-that were trained with `--quantization-aware`.
+with the seed than each of its parts. `--start` puts in what they began with, which keeps more of
+what that could (Wortsman et al. 2021, arXiv:2109.01903). `--on-grid` puts the mean on the int8 grid
+again, for parts that were trained with `--quantization-aware`.
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ from torch import Tensor
 
 from training.model import ModerationModel
 from training.quantized import quantization_aware, settle
+from training.restore import weights_of
 
 
 @dataclass
@@ -29,6 +31,8 @@ class Args:
     models: tuple[Path, ...]
     """What runs of `training.moderation` wrote, all of one start."""
     out: Path
+    start: Path | None = None
+    """What they went on from, a run or an artifact, as one part more."""
     on_grid: bool = False
 
 
@@ -53,11 +57,12 @@ def main(args: Args) -> None:
             f"these began apart (bases {sorted(bases)}, starts {sorted(starts)}): the mean of "
             "their weights would be no model"
         )
-    states = [torch.load(folder / "model.pt", weights_only=True) for folder in args.models]
+    parts = [*args.models, *([args.start] if args.start else [])]
+    states = [weights_of(folder) for folder in parts]
     try:
         state = mean(states)
     except ValueError as error:
-        raise SystemExit(f"{', '.join(map(str, args.models))}: {error}") from None
+        raise SystemExit(f"{', '.join(map(str, parts))}: {error}") from None
     args.out.mkdir(parents=True, exist_ok=True)
     for name in ("config.json", "tokenizer.json"):
         shutil.copy(args.models[0] / name, args.out / name)
@@ -67,7 +72,11 @@ def main(args: Args) -> None:
         quantization_aware(model)
         settle(model)
         torch.save(model.state_dict(), args.out / "model.pt")
-    merged = {**summaries[0], "soup_seeds": [one["args"]["seed"] for one in summaries]}
+    merged = {
+        **summaries[0],
+        "soup_seeds": [one["args"]["seed"] for one in summaries],
+        "soup_start": str(args.start) if args.start else None,
+    }
     (args.out / "summary.json").write_text(json.dumps(merged, indent=1), encoding="utf-8")
     print(f"{args.out}: the mean of {len(states)} models")
 

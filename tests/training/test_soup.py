@@ -47,6 +47,14 @@ def test_a_soup_is_the_mean_of_its_parts(runs: tuple[Path, Path, Path], tmp_path
         torch.testing.assert_close(weight, (first[key] + second[key]) / 2)
 
 
+def test_the_start_may_be_a_part(runs: tuple[Path, Path, Path], tmp_path: Path) -> None:
+    start, one, two = runs
+    soup.main(soup.Args(models=(one, two), start=start, out=tmp_path))
+    parts = [_state(folder) for folder in runs]
+    for key, weight in _state(tmp_path).items():
+        torch.testing.assert_close(weight, sum(part[key] for part in parts) / 3)
+
+
 def test_a_soup_on_the_grid_is_what_int8_can_hold(
     runs: tuple[Path, Path, Path], tmp_path: Path
 ) -> None:
