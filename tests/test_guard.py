@@ -326,11 +326,3 @@ def test_a_megabyte_goes_through_the_bundled_guard() -> None:
     pytest.importorskip("onnxruntime")
     verdict = Guard().check("Hi", "word" + " " * 999_990 + "end.")
     assert not verdict.degraded
-
-
-@pytest.mark.slow
-def test_a_megabyte_of_prose_goes_through_the_bundled_guard() -> None:
-    pytest.importorskip("onnxruntime")
-    verdict = Guard().check("Hi", "Once upon a time there was a fox in the wood. " * 21_800)
-    assert not verdict.degraded
-    assert verdict.assessment is not None
