@@ -34,8 +34,9 @@ lint: .venv/.dev ## style, format, types
 	@.venv/bin/ruff format --check .
 	@.venv/bin/mypy --strict guardrail
 
-bench: .venv/.dev ## beside a RoBERTa-shaped peer; then batching, scan, server under load (half an hour)
+bench: .venv/.dev ## beside a RoBERTa-shaped peer; streams, batching, scan, server under load (40 minutes)
 	@$(PY) -m training.bench
+	@$(PY) -m benchmarks.stream
 	@$(PY) -m benchmarks.batching
 	@$(PY) -m benchmarks.scan
 	@$(PY) -m benchmarks.serve
