@@ -34,12 +34,13 @@ lint: .venv/.dev ## style, format, types
 	@.venv/bin/ruff format --check .
 	@.venv/bin/mypy --strict guardrail
 
-bench: .venv/.dev ## beside a RoBERTa-shaped peer; streams, batching, scan, server under load (40 minutes)
+bench: .venv/.dev ## beside a RoBERTa-shaped peer; streams, batching, scan, server, and leaks where build/data is (40 minutes)
 	@$(PY) -m training.bench
 	@$(PY) -m benchmarks.stream
 	@$(PY) -m benchmarks.batching
 	@$(PY) -m benchmarks.scan
 	@$(PY) -m benchmarks.serve
+	@test ! -d build/data || $(PY) -m benchmarks.leaks --data build/data
 
 soak: .venv/.dev ## ten minutes of load on a server: fails where its memory is not flat within 5 %
 	@$(PY) -m benchmarks.serve --soak 600 --clients 16
