@@ -40,7 +40,8 @@ bench: .venv/.dev ## beside a RoBERTa-shaped peer; streams, batching, scan, serv
 	@$(PY) -m benchmarks.batching
 	@$(PY) -m benchmarks.scan
 	@$(PY) -m benchmarks.serve
-	@test ! -d build/data || $(PY) -m benchmarks.leaks --data build/data
+	@if [ -d build/data ]; then $(PY) -m benchmarks.leaks --data build/data; else \
+	  echo "leaks: not measured, build/data is missing: python -m training.data build makes it" >&2; fi
 
 soak: .venv/.dev ## ten minutes of load on a server: fails where its memory is not flat within 5 %
 	@$(PY) -m benchmarks.serve --soak 600 --clients 16

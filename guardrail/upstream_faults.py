@@ -97,9 +97,8 @@ class Faults:
     def excerpt(self, body: str | bytes) -> str:
         """The beginning of what a server sent, fit for an error text."""
         text = body.decode(errors="replace") if isinstance(body, bytes) else body
-        text = without_secrets(
-            text, self._secrets
-        )  # before it is cut, for a cut key would not be found
+        # Before it is cut, for a cut key would not be found.
+        text = without_secrets(text, self._secrets)
         return text if len(text) <= 200 else f"{text[:200]}..."
 
     def _said(self, body: str) -> str:

@@ -12,7 +12,6 @@ log-probabilities computed once. Resumes; `summary.json` is written last.
 
 from __future__ import annotations
 
-import hashlib
 import json
 import random
 import shutil
@@ -42,6 +41,7 @@ from training.preferences import (
     refuse_flipped,
     refuses,
 )
+from training.runs import digest_of
 from training.tuning import (
     TuningArgs,
     Watched,
@@ -175,7 +175,7 @@ def dataset_of(choices: Sequence[Choice], folder: Path) -> Dataset:
     """On disk, where the reference's log-probabilities are kept for a run that is resumed, with the
     hash of the rows. SystemExit where other rows are there: a resumed run would mix two orders."""
     rows = as_rows(choices)
-    ours = hashlib.sha256(json.dumps(rows).encode()).hexdigest()
+    ours = digest_of(rows)
     mark = folder / "rows.sha256"
     if not folder.exists():
         partial = folder.with_suffix(".partial")

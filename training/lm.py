@@ -7,7 +7,6 @@ whose `adapter_config.json` names its base.
 
 from __future__ import annotations
 
-import hashlib
 import json
 import random
 import re
@@ -20,6 +19,7 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerBase
 
 from training.bases import SMOLLM2, base_folder
+from training.runs import digest_of
 
 __all__ = [
     "BASES_FOLDER",
@@ -161,7 +161,7 @@ def check_fit(tokenizer: PreTrainedTokenizerBase, config: Any, name: str) -> Non
 def tokenizer_fingerprint(tokenizer: PreTrainedTokenizerBase) -> str:
     """Hash of vocabulary and chat template: equal means that tokens have the same meaning."""
     content = [sorted(tokenizer.get_vocab().items()), tokenizer.chat_template]
-    return hashlib.sha256(json.dumps(content).encode()).hexdigest()[:16]
+    return digest_of(content)[:16]
 
 
 # --- chats as tokens -----------------------------------------------------------------------------

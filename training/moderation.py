@@ -171,7 +171,7 @@ class Run:
     @property
     def result(self) -> ModerationModel:
         """What the run is for: the weights as they are, or their running average."""
-        model: ModerationModel = self.averaged.module if self.averaged else self.model
+        model: ModerationModel = self.model if self.averaged is None else self.averaged.module
         return model
 
     def step(self, batch: dict[str, Tensor]) -> None:
@@ -217,7 +217,7 @@ class Run:
             "model": self.model.state_dict(),
             "optimizer": self.optimizer.state_dict(),
             "schedule": self.schedule.state_dict(),
-            "averaged": self.averaged.state_dict() if self.averaged else None,
+            "averaged": None if self.averaged is None else self.averaged.state_dict(),
             "progress": asdict(self.progress),
         }
         save_whole(state, self.args.out / "checkpoint.pt")

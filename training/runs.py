@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 
-__all__ = ["identity", "refuse_another", "save_whole", "warmup_then_linear"]
+__all__ = ["digest_of", "identity", "refuse_another", "save_whole", "warmup_then_linear"]
 
 
 def warmup_then_linear(
@@ -32,6 +32,11 @@ def save_whole(state: dict[str, Any], path: Path) -> None:
     partial = path.with_suffix(".partial")
     torch.save(state, partial)
     os.replace(partial, path)
+
+
+def digest_of(content: object) -> str:
+    """SHA-256 of what JSON has, in hex."""
+    return hashlib.sha256(json.dumps(content).encode()).hexdigest()
 
 
 def identity(args: Any, rows: Iterable[object]) -> str:

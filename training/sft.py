@@ -11,7 +11,6 @@ LoRA on the base; the loss is on the answer's tokens alone. Demonstrations come 
 from __future__ import annotations
 
 import hashlib
-import json
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -26,6 +25,7 @@ from trl import SFTConfig, SFTTrainer
 
 from training.lm import encode_answer, encode_prompt
 from training.preferences import Demonstration, Kind, read_demonstrations
+from training.runs import digest_of
 from training.tuning import (
     TuningArgs,
     Watched,
@@ -107,7 +107,7 @@ def main(args: Args) -> None:
     if not chosen:
         raise SystemExit(f"{args.data}: no demonstration fits in {args.max_tokens} tokens")
     rows = encode(chosen, lm.tokenizer)
-    of_data = {"data": hashlib.sha256(json.dumps(rows).encode()).hexdigest()[:16]}
+    of_data = {"data": digest_of(rows)[:16]}
     remember(args.out / "data.json", of_data, beside=str(args.out))
     order = epochs_of([len(row["input_ids"]) for row in rows], args)
     tokens = sum(len(rows[i]["input_ids"]) for i in order)
