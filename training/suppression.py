@@ -14,12 +14,10 @@ refused.
 from __future__ import annotations
 
 import hashlib
-import json
 import math
 import re
 import shlex
 import sys
-import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -31,18 +29,24 @@ import tyro
 from torch.nn import functional
 
 from guardrail import Guard
-from guardrail._files import sha256_of, write_json
-from guardrail.score import BestOf
+from guardrail._files import write_json
 from guardrail.verdict import Pair
-from training.bases import SMOLLM2
 from training.batching import encode, predict
 from training.data import Example, normalise, read_examples
-from training.lm import BASES_FOLDER, LanguageModel, encode_answer, encode_prompt, load_policy
+from training.lm import LanguageModel, encode_answer, encode_prompt, load_policy
 from training.model import ModerationModel, encoder_of
-from training.rollout import pad_left, sample, texts
+from training.rollout import pad_left
 from training.scorers import Scorer, open_scorer
-from training.suppression_report import Judged, Prompt, is_gibberish, markdown, summarise
-from training.tuning import kept_rows, refuse_below_one, remember, weights_of
+from training.suppression_answers import AnswerArgs, answer_all, answers_file, policies_of
+from training.suppression_report import (
+    Judged,
+    Prompt,
+    is_gibberish,
+    markdown,
+    speeds,
+    summarise,
+)
+from training.tuning import refuse_below_one
 
 HARMFUL = (
     "unlabelled/s_eval", "unlabelled/advbench", "prompts/", "annotated/spard_latharmful",
@@ -51,69 +55,16 @@ HARMFUL = (
 
 
 @dataclass
-class Args:
-    policies: tuple[str, ...] = ("base",)
-    """`base`, or `name=folder` of an adapter; `base@4` or `name=folder@4` for the best of four
-    answers, by reward minus cost, which needs --reward and --cost."""
-    base: str = SMOLLM2
-    bases: Path = BASES_FOLDER
+class Args(AnswerArgs):
     data: Path = Path("build/data")
     judge: Path = Path("build/teacher")
     """A trained moderation model of another base than the cost model's."""
-    reward: Path | None = None
-    """A reward model, for how helpful answers to everyday prompts are."""
-    cost: Path | None = None
-    """A cost model, for best-of-n."""
     guard: str = "small"
     guard_policy: str = "balanced"
-    out: Path = Path("build/suppression")
     docs: Path | None = None
     """Fill the marked block of `suppression.md` there, and write `suppression.json`."""
     harmful: int = 300
     benign: int = 80
-    tokens: int = 64
-    """Longest answer."""
-    batch: int = 25
-    seed: int = 0
-
-
-_TEMPERATURE = 0.8  # of the draws that the best is chosen from
-
-# --- policies ------------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class Policy:
-    """folder: of an adapter, or a base; draws: the best of so many answers, 1 for the greedy one"""
-
-    name: str
-    folder: str
-    draws: int = 1
-
-
-_SPEC = re.compile(r"(?:(?P<name>[^=/@]+)=(?P<folder>[^@]+)|base)(?:@(?P<draws>[1-9]\d*))?")
-
-
-def policies_of(args: Args) -> list[Policy]:
-    """What --policies names. SystemExit for what is neither `base` nor `name=folder`, and for two
-    of one name."""
-    found: dict[str, Policy] = {}
-    for spec in args.policies:
-        match = _SPEC.fullmatch(spec)
-        if match is None:
-            raise SystemExit(
-                f"--policies: {spec!r} is neither base nor name=folder; @4 at its end means the "
-                "best of four"
-            )
-        policy = Policy(
-            match["name"] or spec, match["folder"] or args.base, int(match["draws"] or 1)
-        )
-        if policy.name in found:
-            raise SystemExit(f"--policies: two are named {policy.name!r}: rename one")
-        if policy.draws > 1 and (args.reward is None or args.cost is None):
-            raise SystemExit(f"{spec}: the best of {policy.draws} needs --reward and --cost")
-        found[policy.name] = policy
-    return list(found.values())
 
 
 # --- prompts -------------------------------------------------------------------------------------
@@ -138,95 +89,7 @@ def choose_prompts(examples: Sequence[Example], args: Args) -> list[Prompt]:
     return chosen
 
 
-# --- answers -------------------------------------------------------------------------------------
-
-
-def answers_file(args: Args, policy: Policy, prompts: Sequence[Prompt]) -> Path:
-    """Where the policy's answers are kept, with what makes them beside. SystemExit where answers
-    are there that something else has made."""
-    path = args.out / f"{policy.name}.jsonl"
-    origin = path.with_name(f"{path.name}.origin.json")
-    made_by: dict[str, Any] = {
-        "policy": weights_of(policy.folder),
-        "tokens": args.tokens,
-        "batch": args.batch,
-        "prompts": hashlib.sha256("\0".join(p.text for p in prompts).encode()).hexdigest(),
-        "draws": policy.draws,
-    }
-    if policy.draws > 1:
-        made_by |= {"seed": args.seed, "temperature": _TEMPERATURE}
-        for name, folder in (("reward", args.reward), ("cost", args.cost)):
-            assert folder is not None  # policies_of has asked for both
-            made_by[name] = sha256_of(folder / "manifest.json")
-    if not path.exists():
-        origin.unlink(missing_ok=True)
-    elif not origin.exists():
-        raise SystemExit(
-            f"{path} holds answers, and nothing says what made them: remove it, or choose another "
-            "--out"
-        )
-    remember(origin, made_by, beside=str(path))
-    return path
-
-
-def answer_all(args: Args, policy: Policy, prompts: Sequence[Prompt]) -> list[str]:
-    """The policy's answers, in order; whole batches of an earlier, stopped run are kept. What a
-    batch draws depends on seed and place alone, so that answers are those of a run in one go."""
-    path = answers_file(args, policy, prompts)
-    asked = sorted((prompt.text for prompt in prompts), key=len)
-    done = {row["prompt"]: row["answer"] for row in kept_rows(path, args.batch, len(asked))}
-    if len(done) < len(asked):
-        lm = load_policy(policy.folder, args.bases, dtype="bfloat16")
-        if lm.adapter:
-            lm.model = lm.model.merge_and_unload()  # half as fast again
-        ranker = None
-        if policy.draws > 1 and args.reward is not None and args.cost is not None:
-            ranker = BestOf(args.reward, args.cost)
-        started = time.monotonic()
-        for first in range(len(done), len(asked), args.batch):
-            part = asked[first : first + args.batch]
-            torch.manual_seed(args.seed * 1_000_003 + first)
-            if ranker is None:
-                answers = generate(lm, part, args.tokens)
-            else:
-                answers = best_of(ranker, lm, part, args.tokens, policy.draws)
-            with path.open("a", encoding="utf-8") as file:
-                for prompt, answer in zip(part, answers, strict=True):
-                    row = {"prompt": prompt, "answer": answer}
-                    file.write(json.dumps(row, ensure_ascii=False) + "\n")
-            done |= dict(zip(part, answers, strict=True))
-            seconds = time.monotonic() - started
-            print(f"{policy.name}: {len(done)}/{len(asked)} answers, {seconds:.0f} s", flush=True)
-    return [done[prompt.text] for prompt in prompts]
-
-
-@torch.inference_mode()
-def generate(lm: LanguageModel, prompts: Sequence[str], tokens: int) -> list[str]:
-    """Greedy answers, one batch."""
-    ids, mask = pad_left(
-        [encode_prompt(lm.tokenizer, prompt) for prompt in prompts], lm.tokenizer.pad_token_id
-    )
-    out = lm.model.generate(
-        input_ids=ids.to(lm.model.device),
-        attention_mask=mask.to(lm.model.device),
-        do_sample=False,
-        max_new_tokens=tokens,
-        pad_token_id=lm.tokenizer.pad_token_id,
-    )
-    texts: list[str] = lm.tokenizer.batch_decode(out[:, ids.shape[1] :], skip_special_tokens=True)
-    return [text.strip() for text in texts]
-
-
-def best_of(
-    ranker: BestOf, lm: LanguageModel, prompts: Sequence[str], tokens: int, draws: int
-) -> list[str]:
-    """Of several sampled answers to each prompt the one with most reward minus cost."""
-    rows = [prompt for prompt in prompts for _ in range(draws)]
-    ids = [encode_prompt(lm.tokenizer, prompt) for prompt in rows]
-    answers = texts(lm.tokenizer, sample(lm.model, lm.tokenizer, ids, tokens, _TEMPERATURE))
-    pairs = [Pair(p, a) for p, a in zip(rows, answers, strict=True)]
-    best = np.reshape(ranker.scores(pairs), (len(prompts), draws)).argmax(axis=1)
-    return [answers[i * draws + int(b)] for i, b in enumerate(best)]
+# --- judging -------------------------------------------------------------------------------------
 
 
 @torch.inference_mode()
@@ -250,9 +113,6 @@ def perplexities(
             own = logits[row, -size - 1 : -1].float()
             found[i] = math.exp(functional.cross_entropy(own, torch.tensor(tail)).item())
     return found
-
-
-# --- judging -------------------------------------------------------------------------------------
 
 
 def judge(args: Args, pairs: Sequence[tuple[str, str]]) -> tuple[np.ndarray, np.ndarray]:
@@ -312,10 +172,13 @@ def main(args: Args) -> None:
     answers = {policy.name: answer_all(args, policy, prompts) for policy in policies}
     base = load_policy(args.base, args.bases, dtype="bfloat16")
     results = {
-        name: judged(args, name, prompts, said, base, guard, reward)
+        name: judged(args, name, prompts, said.texts, base, guard, reward)
         for name, said in answers.items()
     }
-    summary = {name: summarise(rows, results.get("base")) for name, rows in results.items()}
+    fast = speeds({name: said.tokens_per_second for name, said in answers.items()})
+    summary = {
+        name: summarise(rows, results.get("base")) | fast[name] for name, rows in results.items()
+    }
     command = f"python -m training.suppression {shlex.join(sys.argv[1:])}".strip()
     text = markdown(summary, prompts, command)
     print(text)

@@ -15,25 +15,11 @@ torch = pytest.importorskip("torch")
 pytest.importorskip("peft")
 pytest.importorskip("onnx")
 
-import tiny_policy  # noqa: E402
-
-from guardrail.score import BestOf  # noqa: E402
-from guardrail.verdict import Pair  # noqa: E402
+from guardrail.taxonomy import Category  # noqa: E402
 from training import suppression  # noqa: E402
 from training.data import Example, write_examples  # noqa: E402
-from training.lm import load_policy  # noqa: E402
-from training.suppression import (  # noqa: E402
-    Args,
-    Policy,
-    answer_all,
-    answers_file,
-    best_of,
-    choose_prompts,
-    filled,
-    main,
-    page_of,
-    policies_of,
-)
+from training.suppression import Args, choose_prompts, filled, main, page_of  # noqa: E402
+from training.suppression_answers import Answered  # noqa: E402
 from training.suppression_report import (  # noqa: E402
     Judged,
     Prompt,
@@ -42,6 +28,7 @@ from training.suppression_report import (  # noqa: E402
     rate,
     refuses,
     repetition,
+    speeds,
     summarise,
 )
 
@@ -54,9 +41,10 @@ def judged(
     delivered: bool = True,
     gibberish: bool = False,
     reward: float | None = None,
+    category: int = 5,
 ) -> Judged:
     categories = np.zeros(19)
-    categories[5] = 0.9
+    categories[category] = 0.9
     prompt = Prompt("p", kind, "s")
     return Judged(
         prompt, "x", answer, severity, categories, gibberish, 3.0, delivered, reward
@@ -105,8 +93,56 @@ def test_harm_is_cut_against_the_base_and_the_guard_counts_what_is_delivered() -
     assert figures["harmful"]["rate"] == 0.25
     assert figures["harmful, cut"] == pytest.approx(2 / 3)
     assert figures["harmful, guarded"]["rate"] == 0
-    assert figures["severities"] == {"minor": 0, "moderate": 1, "severe": 0}
+    severities = figures["severities"].items()
+    assert {s: r["alone"]["hits"] for s, r in severities} == {
+        "minor": 0,
+        "moderate": 1,
+        "severe": 0,
+    }
+    assert all(r["guarded"]["hits"] == 0 for _, r in severities)
     assert figures["kinds"]["safe help"] == 3
+
+
+def test_every_category_has_its_share_of_the_harmful_prompts_alone_and_with_the_guard() -> None:
+    rows = [
+        judged(severity=2, category=5), judged(severity=1, category=5, delivered=False),
+        judged(severity=3, category=18), judged(category=7),
+        judged(severity=3, category=7, gibberish=True), judged("benign", severity=2, category=0),
+    ]  # fmt: skip
+    found = summarise(rows, None)["categories"]
+    assert list(found) == [category.value for category in Category]
+    hits = {name: (r["alone"]["hits"], r["guarded"]["hits"]) for name, r in found.items()}
+    names = list(found)
+    assert {n: h for n, h in hits.items() if h != (0, 0)} == {names[5]: (2, 1), names[18]: (1, 1)}
+    assert found[names[5]]["alone"] == rate(2, 5)
+    assert found[names[7]]["guarded"] == rate(0, 5)
+
+
+def test_the_report_counts_harm_by_category_in_rows_and_by_policy_in_columns() -> None:
+    rows = [judged(severity=2, category=5, delivered=False), judged(severity=1), judged()]
+    base = summarise(rows, rows) | speeds({"base": 20.0})["base"]
+    other = summarise(rows[1:], rows) | speeds({"base": 20.0, "x": 30.0})["x"]
+    text = markdown({"base": base, "x": other}, [r.prompt for r in rows], "cmd")
+    name = list(Category)[5].value
+    alone, guarded = (text.split("With the guard:")[i] for i in (0, 1))
+    assert "|  | base | x |" in alone
+    assert f"| {name} | 2 (66.7 %, 9.4-99.2) | 1 (50.0 %, 1.3-98.7) |" in alone
+    assert "| moderate | 1 (33.3 %, 0.8-90.6) | 0 (0.0 %, 0.0-84.2) |" in alone
+    assert f"| {name} | 1 (33.3 %, 0.8-90.6) | 1 (50.0 %, 1.3-98.7) |" in guarded
+    missing = alone.split("No policy: ")[1].split(".")[0].split(", ")
+    assert missing == [c.value for c in Category if c.value != name]
+
+
+def test_speed_stands_beside_the_bases_where_both_were_measured() -> None:
+    found = speeds({"base": 20.0, "fast": 30.0, "kept": None})
+    assert found["fast"] == {"tokens per second": 30.0, "speed of base": 1.5}
+    assert found["kept"] == {"tokens per second": None, "speed of base": None}
+    assert speeds({"alone": 30.0})["alone"]["speed of base"] is None
+    rows = [judged("benign")]
+    summary = {name: summarise(rows, rows) | speed for name, speed in found.items()}
+    text = markdown(summary, [r.prompt for r in rows], "cmd")
+    assert "| fast | 30.00 | 1.50 |" in text
+    assert "| kept | - | - |" in text
 
 
 def test_everyday_help_is_compared_answer_by_answer() -> None:
@@ -115,7 +151,9 @@ def test_everyday_help_is_compared_answer_by_answer() -> None:
     figures = summarise(ours, base)
     assert figures["win rate"] == 0.75
     assert figures["benign refused"]["hits"] == 1
-    text = markdown({"base": summarise(base, base), "x": figures}, [b.prompt for b in base], "cmd")
+    fast = speeds({"base": None, "x": None})
+    summary = {"base": summarise(base, base) | fast["base"], "x": figures | fast["x"]}
+    text = markdown(summary, [b.prompt for b in base], "cmd")
     assert "| x |" in text
     assert "50.0%" in text
 
@@ -137,138 +175,7 @@ def test_prompts_are_chosen_by_kind_once_each_and_always_the_same() -> None:
     assert len({p.text for p in chosen}) == len(chosen)
 
 
-def test_the_best_of_several_answers_scores_at_least_as_well_as_the_one_alone(
-    tmp_path: Path,
-) -> None:
-    base = tiny_policy.llama(tmp_path / "base")
-    reward = tiny_policy.scorer(tmp_path / "reward", "reward")
-    cost = tiny_policy.scorer(tmp_path / "cost", "cost")
-    prompts = [Prompt(f"how to make cake number {n}", "benign", "test") for n in range(6)]
-    ranker, asked = BestOf(reward, cost), [p.text for p in prompts]
-    lm = load_policy(str(base), tmp_path)
-
-    def scores(draws: int) -> float:
-        torch.manual_seed(0)
-        answers = best_of(ranker, lm, asked, 12, draws)
-        return sum(ranker.scores([Pair(p, a) for p, a in zip(asked, answers, strict=True)]))
-
-    assert scores(8) > scores(1)
-
-
-# --- answers that are kept -----------------------------------------------------------------------
-
-
-@pytest.fixture(scope="module")
-def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("tiny")
-    tiny_policy.llama(folder / "base")
-    tiny_policy.scorer(folder / "reward", "reward")
-    tiny_policy.scorer(folder / "cost", "cost")
-    return folder
-
-
-PROMPTS = [
-    Prompt("how to make cake number " + "very " * (n % 4) + str(n), "benign", "s") for n in range(7)
-]
-
-
-def tiny_args(tiny: Path, out: Path) -> Args:
-    out.mkdir(exist_ok=True)
-    return Args(
-        bases=tiny, out=out, tokens=6, reward=tiny / "reward", cost=tiny / "cost", batch=3
-    )  # fmt: skip
-
-
-def test_answers_are_kept_and_not_drawn_anew(tiny: Path, tmp_path: Path) -> None:
-    args, policy = tiny_args(tiny, tmp_path / "out"), Policy("best", str(tiny / "base"), 3)
-    first = answer_all(args, policy, PROMPTS)
-    assert len(first) == len(PROMPTS)
-    path = args.out / "best.jsonl"
-    written = path.stat().st_mtime_ns
-    assert answer_all(args, policy, PROMPTS) == first
-    assert path.stat().st_mtime_ns == written
-
-
-@pytest.mark.parametrize("draws", [1, 3])
-@pytest.mark.parametrize("kept", [3, 5])
-def test_a_run_that_was_cut_goes_on_to_the_same_answers(
-    tiny: Path, tmp_path: Path, draws: int, kept: int
-) -> None:
-    policy = Policy("p", str(tiny / "base"), draws)
-    whole, cut = (tiny_args(tiny, tmp_path / name) for name in ("whole", "cut"))
-    expected = answer_all(whole, policy, PROMPTS)
-    answers_file(cut, policy, PROMPTS)
-    lines = (whole.out / "p.jsonl").read_bytes().splitlines(keepends=True)
-    # What a kill leaves: whole lines, and half a one that ends within a character.
-    (cut.out / "p.jsonl").write_bytes(b"".join(lines[:kept]) + '{"prompt": "é'.encode()[:-1])
-    answers_file(cut, policy, PROMPTS)  # beside it stands what made it
-    assert answer_all(cut, policy, PROMPTS) == expected
-    assert (cut.out / "p.jsonl").read_bytes() == (whole.out / "p.jsonl").read_bytes()
-
-
-@pytest.mark.parametrize(
-    ("change", "name"),
-    [({"tokens": 5}, "tokens"), ({"seed": 1}, "seed"), ({"batch": 2}, "batch")],
-)
-def test_answers_of_other_settings_are_refused(
-    tiny: Path, tmp_path: Path, change: dict[str, int], name: str
-) -> None:
-    args, policy = tiny_args(tiny, tmp_path / "out"), Policy("p", str(tiny / "base"), 2)
-    answer_all(args, policy, PROMPTS[:3])
-    with pytest.raises(SystemExit, match=rf"p.jsonl is of a run with another {name}"):
-        answer_all(replace(args, **change), policy, PROMPTS[:3])
-
-
-def test_answers_of_another_policy_or_to_other_prompts_are_refused(
-    tiny: Path, tmp_path: Path
-) -> None:
-    args, policy = tiny_args(tiny, tmp_path / "out"), Policy("p", str(tmp_path / "adapter"))
-    (tmp_path / "adapter").mkdir()
-    (tmp_path / "adapter" / "adapter_model.safetensors").write_bytes(b"first")
-    (answers_file(args, policy, PROMPTS)).write_text("")
-    answers_file(args, policy, PROMPTS)
-    with pytest.raises(SystemExit, match="another prompts"):
-        answers_file(args, policy, PROMPTS[1:])
-    (tmp_path / "adapter" / "adapter_model.safetensors").write_bytes(b"trained again")
-    with pytest.raises(SystemExit, match="another policy"):
-        answers_file(args, policy, PROMPTS)
-    (args.out / "p.jsonl.origin.json").unlink()
-    with pytest.raises(SystemExit, match="nothing says what made them"):
-        answers_file(args, policy, PROMPTS)
-    (args.out / "p.jsonl").unlink()
-    answers_file(args, policy, PROMPTS)
-
-
 # --- the command ---------------------------------------------------------------------------------
-
-
-def test_policies_are_the_base_adapters_and_the_best_of_several_answers() -> None:
-    specs = ("base", "base@4", "sft=build/sft", "best=build/a=1/b@2")
-    args = Args(policies=specs, base="b", reward=Path("r"), cost=Path("c"))
-    assert policies_of(args) == [
-        Policy("base", "b"),
-        Policy("base@4", "b", 4),
-        Policy("sft", "build/sft"),
-        Policy("best", "build/a=1/b", 2),
-    ]
-
-
-@pytest.mark.parametrize(
-    ("specs", "message"),
-    [
-        (("build/sft",), "'build/sft' is neither base nor name=folder"),
-        (("sft",), "'sft' is neither"),
-        (("sft=",), "'sft=' is neither"),
-        (("a/b=build/sft",), "'a/b=build/sft' is neither"),
-        (("sft=build/sft@0",), "'sft=build/sft@0' is neither"),
-        (("base@x",), "'base@x' is neither"),
-        (("a=x", "a=y"), "two are named 'a'"),
-        (("a=x@4",), "needs --reward and --cost"),
-    ],
-)
-def test_a_policy_that_means_nothing_is_refused(specs: tuple[str, ...], message: str) -> None:
-    with pytest.raises(SystemExit, match=message):
-        policies_of(Args(policies=specs))
 
 
 def _data(folder: Path) -> Path:
@@ -323,7 +230,7 @@ def test_the_report_says_the_whole_command_and_keeps_what_was_written(
     monkeypatch.setattr(suppression, "Guard", lambda *_: None)
     monkeypatch.setattr(suppression, "open_models", lambda _: None)
     monkeypatch.setattr(suppression, "load_policy", lambda *_, **__: None)
-    monkeypatch.setattr(suppression, "answer_all", lambda *_: ["Bake it."])
+    monkeypatch.setattr(suppression, "answer_all", lambda *_: Answered(["Bake it."], 12.5))
     monkeypatch.setattr(suppression, "judged", lambda *_: [judged("benign")])
     monkeypatch.setattr("sys.argv", ["x", "--tokens", "56", "--judge", "my judge"])
     main(Args(data=_data(tmp_path / "data"), out=tmp_path / "out", docs=docs))
