@@ -1,6 +1,6 @@
 """How much harm a policy lets through, alone and with the guard around it: the headline figures.
 
-    python -m training.suppression --policies base sft=build/sft dpo=build/dpo --docs docs
+    python -m training.suppression --policies base dpo=build/dpo onnx=build/policy --docs docs
 
 Every policy answers the same prompts, which neither the policies nor the moderator nor the judge
 were trained on (the test split of `training.data`): harmful ones, everyday ones, and harmless ones

@@ -1,7 +1,8 @@
 """Answers of policies to prompts, kept as they come, with what made them and how fast.
 
-A policy is a base, or the folder of an adapter on it: torch, whole batches. What judges the
-answers is in `training.suppression`.
+A policy is a base, or the folder of an adapter on it, run by torch in whole batches; or a folder
+that `training.export_policy` wrote, run as users run it: by `OnnxChat`, one prompt at a time. What
+judges the answers is in `training.suppression`.
 """
 
 from __future__ import annotations
@@ -19,11 +20,13 @@ import numpy as np
 import torch
 
 from guardrail._files import sha256_of
+from guardrail.errors import ArtifactError
+from guardrail.local import OnnxChat, read_policy_manifest
 from guardrail.score import BestOf
 from guardrail.verdict import Pair
 from training.bases import SMOLLM2
 from training.export_policy import stop_tokens
-from training.lm import BASES_FOLDER, LanguageModel, encode_prompt, load_policy
+from training.lm import BASES_FOLDER, LanguageModel, encode_prompt, load_policy, messages
 from training.rollout import Sequences, pad_left, sample, texts
 from training.suppression_report import Prompt
 from training.tuning import kept_rows, remember, weights_of
@@ -36,8 +39,9 @@ class AnswerArgs:
     """What decides the answers, and where they are kept."""
 
     policies: tuple[str, ...] = ("base",)
-    """`base`, or `name=folder` of an adapter; `base@4` or `name=folder@4` for the best of four
-    answers, by reward minus cost, which needs --reward and --cost."""
+    """`base`, or `name=folder` of an adapter or of what training.export_policy wrote; `base@4` or
+    `name=folder@4` for the best of four answers, by reward minus cost, which needs --reward and
+    --cost."""
     base: str = SMOLLM2
     bases: Path = BASES_FOLDER
     reward: Path | None = None
@@ -53,11 +57,17 @@ class AnswerArgs:
 
 @dataclass(frozen=True)
 class Policy:
-    """folder: of an adapter, or a base; draws: the best of so many answers, 1 for the greedy one"""
+    """folder: of an adapter or an exported policy, or a base; draws: the best of so many answers, 1
+    for the greedy one"""
 
     name: str
     folder: str
     draws: int = 1
+
+    @property
+    def exported(self) -> bool:
+        """Whether it runs by ONNX Runtime."""
+        return (Path(self.folder) / "model.onnx").exists()
 
 
 _SPEC = re.compile(r"(?:(?P<name>[^=/@]+)=(?P<folder>[^@]+)|base)(?:@(?P<draws>[1-9]\d*))?")
@@ -79,6 +89,11 @@ def policies_of(args: AnswerArgs) -> list[Policy]:
         )
         if policy.name in found:
             raise SystemExit(f"--policies: two are named {policy.name!r}: rename one")
+        if policy.folder == args.base and policy.exported:
+            raise SystemExit(
+                f"--base {args.base} is an exported policy, and the base has to run by torch, "
+                "since it measures perplexity: name the exported one in --policies, name=folder"
+            )
         if policy.draws > 1 and (args.reward is None or args.cost is None):
             raise SystemExit(f"{spec}: the best of {policy.draws} needs --reward and --cost")
         found[policy.name] = policy
@@ -111,7 +126,7 @@ def answers_file(args: AnswerArgs, policy: Policy, prompts: Sequence[Prompt]) ->
     path = args.out / f"{policy.name}.jsonl"
     origin = path.with_name(f"{path.name}.origin.json")
     made_by: dict[str, Any] = {
-        "policy": weights_of(policy.folder),
+        "policy": made_of(policy),
         "tokens": args.tokens,
         "batch": args.batch,
         "prompts": hashlib.sha256("\0".join(p.text for p in prompts).encode()).hexdigest(),
@@ -131,6 +146,19 @@ def answers_file(args: AnswerArgs, policy: Policy, prompts: Sequence[Prompt]) ->
         )
     remember(origin, made_by, beside=str(path))
     return path
+
+
+def made_of(policy: Policy) -> str:
+    """What tells its weights from others in the same place. SystemExit for an exported policy that
+    is not whole: its manifest has the hashes of its files."""
+    if not policy.exported:
+        return weights_of(policy.folder)
+    folder = Path(policy.folder)
+    try:
+        read_policy_manifest(folder)
+    except ArtifactError as error:
+        raise SystemExit(f"{policy.name}: {error}") from error
+    return f"manifest.json@sha256:{sha256_of(folder / 'manifest.json')}"
 
 
 def answer_all(args: AnswerArgs, policy: Policy, prompts: Sequence[Prompt]) -> Answered:
@@ -178,7 +206,7 @@ row, before the best is chosen."""
 
 def opened(args: AnswerArgs, policy: Policy) -> Draw:
     """What answers as the policy does, its model in memory."""
-    draw = torch_draw(args, policy)
+    draw = onnx_draw(args, policy) if policy.exported else torch_draw(args, policy)
     if policy.draws == 1:
         return draw
     assert args.reward is not None  # policies_of has asked for both
@@ -202,6 +230,31 @@ def torch_draw(args: AnswerArgs, policy: Policy) -> Draw:
             made = sample(lm.model, lm.tokenizer, ids, args.tokens, _TEMPERATURE)
         said, lengths = texts(lm.tokenizer, made), made.mask.sum(dim=1).int().tolist()
         return [Answer(text, length) for text, length in zip(said, lengths, strict=True)]
+
+    return draw
+
+
+def onnx_draw(args: AnswerArgs, policy: Policy) -> Draw:
+    chat = OnnxChat(
+        policy.folder,
+        temperature=0.0 if policy.draws == 1 else _TEMPERATURE,
+        seed=args.seed,
+        max_new_tokens=args.tokens,
+        threads=torch.get_num_threads(),  # as many as the policies that it is compared with
+    )
+
+    def one(prompt: str, number: int) -> Answer:
+        reply = chat.redrawn(number).complete(messages(prompt))
+        if reply.finish_reason == "length":
+            tokens = args.tokens
+        else:  # it gives text, not tokens, so they are counted anew
+            tokens = len(chat.encoder.tokenizer.encode(reply.text, add_special_tokens=False)) + 1
+        return Answer(reply.text.strip(), tokens)
+
+    def draw(prompts: Sequence[str], first: int) -> list[Answer]:
+        rows = [prompt for prompt in prompts for _ in range(policy.draws)]
+        # Numbered through the run, so that no two answers are drawn from one seed.
+        return [one(prompt, first * policy.draws + i) for i, prompt in enumerate(rows)]
 
     return draw
 

@@ -187,7 +187,9 @@ def markdown(summary: Mapping[str, Any], prompts: Sequence[Prompt], command: str
         "Everyday prompts: coherence and help.",
         _everyday(summary),
         "Tokens per second: of the answers, while they were generated. They hold for the machine, "
-        "its load and the batch size of this run only; compare the ratios.",
+        "its load and the batch size of this run only; compare the ratios. An exported policy "
+        "answers one prompt at a time, the others a batch; of a best-of-n only the chosen answers "
+        "count.",
         _table(
             ["policy", "tokens per second", "of the base's"],
             [

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -15,11 +16,13 @@ pytest.importorskip("onnx")
 
 import tiny_policy  # noqa: E402
 
+from guardrail._files import sha256_of  # noqa: E402
 from guardrail.score import BestOf  # noqa: E402
 from guardrail.verdict import Pair  # noqa: E402
-from training import suppression_answers  # noqa: E402
+from training import export_policy, suppression_answers  # noqa: E402
 from training.export_policy import stop_tokens  # noqa: E402
 from training.lm import encode_prompt, load_policy  # noqa: E402
+from training.rollout import texts  # noqa: E402
 from training.suppression_answers import (  # noqa: E402
     Answer,
     AnswerArgs,
@@ -43,6 +46,17 @@ def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
     tiny_policy.scorer(folder / "reward", "reward")
     tiny_policy.scorer(folder / "cost", "cost")
     return folder
+
+
+@pytest.fixture(scope="module")
+def exported(tiny: Path) -> Path:
+    """The tiny base as ONNX, exact."""
+    export_policy.main(
+        export_policy.Args(
+            policy=str(tiny / "base"), out=tiny / "onnx", precision="fp32", agreement=1.0, tokens=8
+        )
+    )
+    return tiny / "onnx"
 
 
 PROMPTS = [
@@ -88,15 +102,17 @@ def test_a_policy_that_means_nothing_is_refused(specs: tuple[str, ...], message:
         policies_of(AnswerArgs(policies=specs))
 
 
+@pytest.mark.parametrize("folder", ["base", "onnx"])
+@pytest.mark.usefixtures("exported")
 def test_the_best_of_several_answers_scores_better_than_the_best_of_few(
-    tiny: Path, tmp_path: Path
+    tiny: Path, tmp_path: Path, folder: str
 ) -> None:
     asked = [f"how to make cake number {n}" for n in range(6)]
     args = tiny_args(tiny, tmp_path, tokens=12)
     ranker = BestOf(tiny / "reward", tiny / "cost")
 
     def scores(draws: int) -> float:
-        answers = opened(args, Policy("p", str(tiny / "base"), draws))(asked, 0)
+        answers = opened(args, Policy("p", str(tiny / folder), draws))(asked, 0)
         pairs = [Pair(p, a.text) for p, a in zip(asked, answers, strict=True)]
         return sum(ranker.scores(pairs))
 
@@ -125,12 +141,14 @@ def test_answers_are_kept_and_not_drawn_anew(tiny: Path, tmp_path: Path) -> None
     assert path.stat().st_mtime_ns == written
 
 
+@pytest.mark.parametrize("folder", ["base", "onnx"])
 @pytest.mark.parametrize("draws", [1, 3])
 @pytest.mark.parametrize("kept", [3, 5])
+@pytest.mark.usefixtures("exported")
 def test_a_run_that_was_cut_goes_on_to_the_same_answers(
-    tiny: Path, tmp_path: Path, draws: int, kept: int
+    tiny: Path, tmp_path: Path, folder: str, draws: int, kept: int
 ) -> None:
-    policy = Policy("p", str(tiny / "base"), draws)
+    policy = Policy("p", str(tiny / folder), draws)
     whole, cut = (tiny_args(tiny, tmp_path / name) for name in ("whole", "cut"))
     expected = answer_all(whole, policy, PROMPTS)
     answers_file(cut, policy, PROMPTS)
@@ -178,6 +196,70 @@ def test_answers_of_another_policy_or_to_other_prompts_are_refused(
         answers_file(args, policy, PROMPTS)
     (args.out / "p.jsonl").unlink()
     answers_file(args, policy, PROMPTS)
+
+
+# --- exported policies ---------------------------------------------------------------------------
+
+
+def test_an_exported_policy_answers_as_torch_does_and_counts_the_same_tokens(
+    tiny: Path, exported: Path, tmp_path: Path
+) -> None:
+    lm = load_policy(str(tiny / "base"))
+    asked = [p.text for p in PROMPTS]
+    asked.append("Human: what is cake\n\nAssistant: sugar\n\nHuman: how to make cake")
+    by_torch = greedy(lm, [encode_prompt(lm.tokenizer, prompt) for prompt in asked], 6)
+    answers = opened(tiny_args(tiny, tmp_path), Policy("p", str(exported)))(asked, 0)
+    assert [a.text for a in answers] == texts(lm.tokenizer, by_torch)
+    assert [a.tokens for a in answers] == by_torch.mask.sum(dim=1).tolist()
+
+
+def test_draws_of_an_exported_policy_differ_between_prompts_and_between_draws(
+    tiny: Path, exported: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seeds: list[Any] = []
+    monkeypatch.setattr(
+        "guardrail.local.draw", lambda logits, heat, mass, rng: seeds.append(rng.random()) or 5
+    )
+    policy = Policy("p", str(exported), 2)
+    draw = suppression_answers.onnx_draw(tiny_args(tiny, tmp_path, tokens=1), policy)
+    draw(["how to make cake"] * 2, 0)
+    draw(["how to make cake"], 2)
+    assert len(set(seeds)) == 6
+
+
+def test_the_origin_of_an_exported_policys_answers_names_its_manifest(
+    tiny: Path, exported: Path, tmp_path: Path
+) -> None:
+    folder = shutil.copytree(exported, tmp_path / "policy")
+    args, policy = tiny_args(tiny, tmp_path / "out"), Policy("p", str(folder))
+    answer_all(args, policy, PROMPTS)
+    origin = json.loads((args.out / "p.jsonl.origin.json").read_text())
+    assert origin["policy"] == f"manifest.json@sha256:{sha256_of(folder / 'manifest.json')}"
+    manifest = json.loads((folder / "manifest.json").read_text())
+    (folder / "manifest.json").write_text(json.dumps(manifest | {"created": "2030-01-01"}))
+    with pytest.raises(SystemExit, match="is of a run with another policy"):
+        answers_file(args, policy, PROMPTS)
+
+
+@pytest.mark.parametrize(
+    ("damage", "message"),
+    [
+        (lambda folder: (folder / "manifest.json").unlink(), "p: .*not a chat policy, or one half"),
+        (lambda folder: (folder / "model.onnx").write_bytes(b"x"), "p: .*altered or damaged"),
+    ],
+)
+def test_an_exported_policy_that_is_not_whole_is_refused_before_it_is_asked(
+    exported: Path, tmp_path: Path, damage: Any, message: str
+) -> None:
+    folder = shutil.copytree(exported, tmp_path / "policy")
+    damage(folder)
+    with pytest.raises(SystemExit, match=message):
+        answers_file(tiny_args(tmp_path, tmp_path / "out"), Policy("p", str(folder)), PROMPTS)
+
+
+def test_an_exported_policy_is_no_base(exported: Path) -> None:
+    with pytest.raises(SystemExit, match="the base has to run by torch"):
+        policies_of(AnswerArgs(base=str(exported)))
 
 
 # --- how fast ------------------------------------------------------------------------------------
