@@ -47,6 +47,7 @@ class Arrow:
                 raise ScanUsageError(f"{path}: has another schema than {files[0]}")
         columns = self._schema.names
         check_columns(files[0], fields, columns)
+        self._check_writable()
         self.fields = fields.resolve(columns)
         self._read = [c for c in (fields.prompt, *self.fields.responses) if c in columns]
 
@@ -95,6 +96,17 @@ class Arrow:
         os.replace(whole, output)
         partial.unlink()
 
+    def _check_writable(self) -> None:
+        """Raises ScanUsageError for columns that Arrow has and Parquet has not, such as unions."""
+        arrow = require("pyarrow", extra="scan")
+        parquet = require("pyarrow.parquet", extra="scan")
+        try:
+            parquet.ParquetWriter(arrow.BufferOutputStream(), self._written()).close()
+        except (ValueError, NotImplementedError) as error:
+            raise ScanUsageError(
+                f"{self.files[0]}: the output is Parquet, which cannot hold its columns: {error}"
+            ) from error
+
     def _written(self) -> Any:
         arrow = require("pyarrow", extra="scan")
         kept = [field for field in self._schema if field.name not in OWN]
@@ -115,7 +127,7 @@ def _rows(batch: Any) -> list[dict[str, Any]]:
     batch; so where it does, each cell is read alone."""
     try:
         found: list[dict[str, Any]] = batch.to_pylist()
-    except (ValueError, OverflowError):
+    except Exception:  # by what a cell holds: `_cell`
         return [
             {name: _cell(batch.column(name)[n]) for name in batch.schema.names}
             for n in range(batch.num_rows)
@@ -128,15 +140,19 @@ def _cell(cell: Any) -> Any:
         return cell.as_py()
     except UnicodeDecodeError as error:
         return _Unread(f"is not valid UTF-8 at byte {error.start}")
-    except (ValueError, OverflowError) as error:  # a time beyond Python's, for one
+    except Exception as error:  # a time beyond Python's, a time zone that is none, ...
         return _Unread(f"cannot be read: {error}")
 
 
 def _write_group(writer: Any, group: list[Any]) -> None:
     """One row group of what was gathered; the input's may be tiny."""
-    if group:
+    if not group:
+        return
+    try:
         writer.write_table(require("pyarrow", extra="scan").Table.from_batches(group))
-        group.clear()
+    except (ValueError, NotImplementedError) as error:
+        raise ScanError(f"the output is Parquet, which cannot hold a value: {error}") from error
+    group.clear()
 
 
 def _with_outcomes(batch: Any, outcomes: Iterator[bytes], schema: Any) -> Any:
@@ -167,9 +183,33 @@ def _stream(path: Path) -> Any:
     return require("pyarrow.ipc", extra="scan").open_stream(arrow.memory_map(str(path)))
 
 
+def _storable(type_: Any) -> Any:
+    """The type that a column of an Arrow stream has in Parquet. Of a dictionary that is numbered
+    otherwise pyarrow writes, and reads, only what is UTF-8."""
+    arrow = require("pyarrow", extra="scan")
+    if not arrow.types.is_dictionary(type_):
+        return type_
+    return arrow.dictionary(arrow.int32(), type_.value_type, type_.ordered)
+
+
+def _stored(column: Any) -> Any:
+    """A column of an Arrow stream in its storable type. Parquet's dictionaries hold no nulls."""
+    arrow = require("pyarrow", extra="scan")
+    if not arrow.types.is_dictionary(column.type):
+        return column
+    ordered = column.type.ordered
+    if column.dictionary.null_count:
+        column = column.dictionary_decode().dictionary_encode()
+    numbers = column.indices.cast(arrow.int32())
+    return arrow.DictionaryArray.from_arrays(numbers, column.dictionary, ordered=ordered)
+
+
 def _unreadable(path: Path, error: Exception) -> ScanError:
     kind = "Parquet" if _is_parquet(path) else "Arrow stream"
-    return ScanError(f"{path}: not a readable {kind} file: {' '.join(str(error).split())}")
+    what = " ".join(str(error).split())
+    if "UTF8" in what:  # pyarrow reads any bytes, but for one kind of column
+        what += " in a dictionary column not numbered by int32: save it as a column of texts"
+    return ScanError(f"{path}: not a readable {kind} file: {what}")
 
 
 def _schema(path: Path) -> Any:
@@ -178,7 +218,10 @@ def _schema(path: Path) -> Any:
             with _parquet(path) as file:
                 return file.schema_arrow
         with _stream(path) as stream:
-            return stream.schema
+            schema = stream.schema
+            for n, field in enumerate(schema):
+                schema = schema.set(n, field.with_type(_storable(field.type)))
+            return schema
     except (OSError, ValueError) as error:  # ArrowInvalid is a ValueError
         raise _unreadable(path, error) from error
 
@@ -195,6 +238,7 @@ def _batches(
     path: Path, rows: int, columns: Sequence[str] | None = None
 ) -> Generator[Any, None, None]:
     """Record batches of at most `rows` rows, in order. Raises ScanError."""
+    arrow = require("pyarrow", extra="scan")
     try:
         if _is_parquet(path):
             with _parquet(path) as file:
@@ -203,6 +247,8 @@ def _batches(
         with _stream(path) as stream:
             for batch in stream:
                 batch = batch.select(columns) if columns else batch
+                stored = [_stored(column) for column in batch.columns]
+                batch = arrow.record_batch(stored, batch.schema.names)
                 for first in range(0, batch.num_rows, rows):
                     yield batch.slice(first, rows)
     except (OSError, ValueError) as error:

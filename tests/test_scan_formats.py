@@ -7,7 +7,6 @@ import gzip
 import json
 import lzma
 from pathlib import Path
-from typing import Any
 
 import pytest
 from scan_kit import read_rows, scan, stop_after, write_rows
@@ -61,79 +60,6 @@ def test_gzip_is_read_written_and_resumed(tmp_path: Path) -> None:
         scan(source, output, stop_after(6), chunk=3)
     assert scan(source, output, chunk=3).rows == 10
     assert [row["id"] for row in read_rows(output)] == list(range(10))
-
-
-def test_parquet_keeps_the_columns_and_their_types(tmp_path: Path) -> None:
-    arrow = pytest.importorskip("pyarrow")
-    parquet = pytest.importorskip("pyarrow.parquet")
-    source, output = tmp_path / "in.parquet", tmp_path / "out.parquet"
-    prompts = ["hello", None, "a bomb", "bye"] * 500
-    table = arrow.table({"prompt": prompts, "n": arrow.array(range(2000), arrow.int16())})
-    parquet.write_table(table, source)
-    with pytest.raises(KeyboardInterrupt):
-        scan(source, output, stop_after(600))
-    tally = scan(source, output)
-    out = parquet.read_table(output)
-    assert out.select(["prompt", "n"]).equals(table)
-    rows = out.to_pylist()
-    assert all((row["error"] is None) is (row["prompt"] is not None) for row in rows)
-    assert json.loads(rows[2]["guardrail"])["action"] == "refuse"
-    assert (tally.rows, tally.errors) == (2000, 500)
-    assert sorted(p.name for p in tmp_path.iterdir()) == ["in.parquet", "out.parquet"]
-
-
-KINDS = ["string", "large_string", "dictionary"]
-
-
-def texts(cells: list[bytes | None], kind: str) -> Any:
-    """A column of texts of these bytes, UTF-8 or not: pyarrow does not look when it is made so."""
-    arrow = pytest.importorskip("pyarrow")
-    if kind == "large_string":
-        return arrow.array(cells, arrow.large_binary()).view(arrow.large_string())
-    if kind == "string":
-        return arrow.array(cells, arrow.binary()).view(arrow.string())
-    words = arrow.array([c for c in cells if c is not None], arrow.binary()).view(arrow.string())
-    numbers = iter(range(len(words)))
-    indices = [None if c is None else next(numbers) for c in cells]
-    return arrow.DictionaryArray.from_arrays(arrow.array(indices, arrow.int32()), words)
-
-
-@pytest.mark.parametrize("kind", KINDS)
-def test_parquet_that_is_not_utf8_is_an_error_of_its_row_alone(kind: str, tmp_path: Path) -> None:
-    arrow, parquet = pytest.importorskip("pyarrow"), pytest.importorskip("pyarrow.parquet")
-    prompts = texts([b"hello", b"caf\xe9", b"a bomb", None, b"bye"], kind)
-    responses = texts([b"hi", b"hi", b"hi", b"hi", b"\xff"], kind)
-    others = texts([b"\xe9"] * 5, kind)
-    table = arrow.table({"prompt": prompts, "response": responses, "other": others})
-    parquet.write_table(table, tmp_path / "in.parquet")
-    output = tmp_path / "out.parquet"
-    with pytest.raises(KeyboardInterrupt):
-        scan(tmp_path / "in.parquet", output, stop_after(1), chunk=2)
-    tally = scan(tmp_path / "in.parquet", output, chunk=2)
-    out = parquet.read_table(output)
-    assert out.column("error").to_pylist() == [
-        None,
-        "'prompt' is not valid UTF-8 at byte 3",
-        None,
-        "no 'prompt' in this row",
-        "'response' is not valid UTF-8 at byte 0",
-    ]
-    verdicts = [v and json.loads(v)["action"] for v in out.column("guardrail").to_pylist()]
-    assert verdicts == ["allow", None, "allow", None, None]
-    assert (tally.rows, tally.errors) == (5, 3)
-    read = parquet.read_table(tmp_path / "in.parquet")
-    assert out.select(["prompt", "response", "other"]).equals(read), "its bytes as they were"
-
-
-def test_parquet_cells_that_python_has_no_value_for_stop_nothing(tmp_path: Path) -> None:
-    arrow, parquet = pytest.importorskip("pyarrow"), pytest.importorskip("pyarrow.parquet")
-    times = arrow.array([2**62, None, 0], arrow.timestamp("us"))
-    table = arrow.table({"prompt": ["a", "b", "c"], "response": times})
-    parquet.write_table(table, tmp_path / "in.parquet")
-    scan(tmp_path / "in.parquet", tmp_path / "out.parquet")
-    first, second, third = parquet.read_table(tmp_path / "out.parquet")["error"].to_pylist()
-    assert first.startswith("'response' cannot be read: ")
-    assert (second, third) == (None, "'response' is not a text but datetime")
 
 
 def test_a_file_cut_short_is_an_error_and_not_a_short_output(tmp_path: Path) -> None:
@@ -244,29 +170,6 @@ def test_a_field_that_no_jsonl_row_has_is_told_and_one_of_a_late_row_is_found(
 # --- columns -------------------------------------------------------------------------------------
 
 
-def test_parquet_keeps_nested_columns_metadata_and_large_row_groups(tmp_path: Path) -> None:
-    arrow, parquet = pytest.importorskip("pyarrow"), pytest.importorskip("pyarrow.parquet")
-    schema = arrow.schema(
-        [
-            arrow.field("prompt", arrow.large_string(), metadata={b"unit": b"text"}),
-            arrow.field("labels", arrow.map_(arrow.string(), arrow.bool_())),
-            arrow.field("seen", arrow.timestamp("us", tz="UTC")),
-            arrow.field("kind", arrow.dictionary(arrow.int8(), arrow.string())),
-        ],
-        metadata={b"origin": b"here", b"huggingface": b"{}"},
-    )
-    row = {"prompt": "a bomb", "labels": [("x", True)], "seen": 0, "kind": "b"}
-    table = arrow.Table.from_pylist([row] * 1000, schema)
-    parquet.write_table(table, tmp_path / "in.parquet", row_group_size=10)
-    scan(tmp_path / "in.parquet", tmp_path / "out.parquet")
-    out = parquet.read_table(tmp_path / "out.parquet")
-    assert out.select(schema.names).equals(table)
-    assert out.schema.field("prompt").metadata[b"unit"] == b"text"
-    assert out.schema.metadata[b"origin"] == b"here"
-    assert b"huggingface" not in out.schema.metadata
-    assert parquet.ParquetFile(tmp_path / "out.parquet").num_row_groups == 1
-
-
 def test_two_columns_of_one_name_are_told_and_leave_nothing(tmp_path: Path) -> None:
     arrow, parquet = pytest.importorskip("pyarrow"), pytest.importorskip("pyarrow.parquet")
     table = arrow.table([arrow.array(["a"]), arrow.array(["b"])], names=["prompt", "prompt"])
@@ -322,23 +225,6 @@ def test_a_field_that_a_scan_would_replace_is_not_judged(tmp_path: Path) -> None
     source = write_rows(tmp_path / "in.jsonl", [{"prompt": "hello", "error": "a bomb"}])
     with pytest.raises(ScanUsageError, match="'error' is a scan's own name"):
         Scan(source, tmp_path / "out.jsonl", fields=Fields("prompt", ("error",)))
-
-
-def test_several_parquet_files_are_one_input_and_must_agree(tmp_path: Path) -> None:
-    arrow, parquet = pytest.importorskip("pyarrow"), pytest.importorskip("pyarrow.parquet")
-    folder = tmp_path / "set"
-    folder.mkdir()
-    for n in range(3):
-        rows = [{"prompt": "a bomb", "n": 10 * n + i} for i in range(n + 1)]
-        parquet.write_table(arrow.Table.from_pylist(rows), folder / f"train-{n}.parquet")
-    with pytest.raises(KeyboardInterrupt):
-        scan(folder, tmp_path / "out.parquet", stop_after(3), chunk=2)
-    assert scan(folder, tmp_path / "out.parquet", chunk=2).rows == 6
-    out = parquet.read_table(tmp_path / "out.parquet").to_pylist()
-    assert [row["n"] for row in out] == [0, 10, 11, 20, 21, 22]
-    parquet.write_table(arrow.table({"prompt": ["x"]}), folder / "train-9.parquet")
-    with pytest.raises(ScanUsageError, match="another schema"):
-        Scan(folder, tmp_path / "other.parquet")
 
 
 def test_xz_is_read(tmp_path: Path) -> None:
