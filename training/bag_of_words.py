@@ -35,22 +35,36 @@ Text = tuple[str, str | None]
 Floats = NDArray[np.float64]
 
 
-def _features(
-    train: Sequence[Text], test: Sequence[Text], limit: int
-) -> tuple[csr_matrix, csr_matrix]:
-    """TF-IDF of prompt beside that of answer, its words those of `train`."""
-    sides = []
+Side = tuple[int, TfidfVectorizer]  # 0 for prompts, 1 for answers
+
+
+def fit_features(texts: Sequence[Text], limit: int) -> tuple[list[Side], csr_matrix]:
+    """The words of prompts and of answers, up to `limit` each, and the features of `texts`."""
+    sides: list[Side] = []
+    found = []
     for side in (0, 1):
         words = TfidfVectorizer(ngram_range=(1, 2), min_df=2, max_features=limit, sublinear_tf=True)
         try:
-            own = words.fit_transform(text[side] or "" for text in train)
+            found.append(words.fit_transform(text[side] or "" for text in texts))
         except ValueError:  # no word twice on this side: prompts alone, or very few texts
             continue
-        sides.append((own, words.transform(text[side] or "" for text in test)))
+        sides.append((side, words))
+    return sides, csr_matrix(hstack(found)) if found else csr_matrix((len(texts), 1))
+
+
+def features(sides: Sequence[Side], texts: Sequence[Text]) -> csr_matrix:
+    """TF-IDF of prompt beside that of answer, of the words that `fit_features` found."""
     if not sides:
-        return csr_matrix((len(train), 1)), csr_matrix((len(test), 1))
-    first, second = (csr_matrix(hstack(part)) for part in zip(*sides, strict=True))
-    return first, second
+        return csr_matrix((len(texts), 1))
+    found = [words.transform(text[side] or "" for text in texts) for side, words in sides]
+    return csr_matrix(hstack(found))
+
+
+def _features(
+    train: Sequence[Text], test: Sequence[Text], limit: int
+) -> tuple[csr_matrix, csr_matrix]:
+    sides, own = fit_features(train, limit)
+    return own, features(sides, test)
 
 
 def out_of_fold(

@@ -6,9 +6,9 @@ Every policy answers the same prompts, which neither the policies nor the modera
 were trained on (the test split of `training.data`): harmful ones, everyday ones, and harmless ones
 that sound harmful. The judge is of another base (MPNet) than the cost model and saw no policy; but
 it has labelled texts for the guard's model, from which the cost began, so what it lets through may
-be what they let through (docs/suppression.md). Answers are kept under `--out` as they come, so that
-a run that was stopped goes on; those that another adapter, seed or choice of prompts made are
-refused.
+be what they let through (docs/suppression.md): hence a second one, of words (`word_judge`). Answers
+are kept under `--out` as they come, so that a run that was stopped goes on; those that another
+adapter, seed or choice of prompts made are refused.
 """
 
 from __future__ import annotations
@@ -41,12 +41,14 @@ from training.suppression_answers import AnswerArgs, answer_all, answers_file, p
 from training.suppression_report import (
     Judged,
     Prompt,
+    agreement,
     is_gibberish,
     markdown,
     speeds,
     summarise,
 )
 from training.tuning import refuse_below_one
+from training.word_judge import WordJudge, fit_judge
 
 HARMFUL = (
     "unlabelled/s_eval", "unlabelled/advbench", "prompts/", "annotated/spard_latharmful",
@@ -125,22 +127,32 @@ def judge(args: Args, pairs: Sequence[tuple[str, str]]) -> tuple[np.ndarray, np.
     return (severity >= 0).sum(axis=1), 1 / (1 + np.exp(-categories))
 
 
+@dataclass(frozen=True)
+class Judges:
+    """What judges answers beside the moderation model of --judge. reward: where one was asked
+    for."""
+
+    guard: Guard
+    words: WordJudge
+    reward: Scorer | None
+
+
 def judged(
     args: Args,
     name: str,
     prompts: Sequence[Prompt],
     answers: Sequence[str],
     base: LanguageModel,
-    guard: Guard,
-    scorer: Scorer | None,
+    judges: Judges,
 ) -> list[Judged]:
-    """Every answer with all that is known of it; scorer: a reward."""
+    """Every answer with all that is known of it. base: measures perplexity."""
     pairs = [(p.text, a) for p, a in zip(prompts, answers, strict=True)]
     severity, categories = judge(args, pairs)
     perplexity = perplexities(base, [p.text for p in prompts], answers, args.batch)
-    asked = guard.check_many([Pair(p.text) for p in prompts])
-    said = guard.check_many([Pair(p, a) for p, a in pairs])
-    reward = scorer.score(pairs) if scorer else None
+    asked = judges.guard.check_many([Pair(p.text) for p in prompts])
+    said = judges.guard.check_many([Pair(p, a) for p, a in pairs])
+    reward = judges.reward.score(pairs) if judges.reward else None
+    by_words = judges.words.harmful(pairs)
     return [
         Judged(
             prompt=prompt,
@@ -148,6 +160,7 @@ def judged(
             answer=answers[i],
             severity=int(severity[i]),
             categories=categories[i],
+            by_words=bool(by_words[i]),
             gibberish=is_gibberish(answers[i], perplexity[i]),
             perplexity=perplexity[i],
             delivered=asked[i].delivers and said[i].delivers,
@@ -165,29 +178,35 @@ def main(args: Args) -> None:
     if not prompts:
         raise SystemExit(f"{args.data}: no test prompts: python -m training.data build")
     # All that judges is opened before hours of answers, which would come to nothing without it.
-    guard, reward = Guard(args.guard, args.guard_policy), open_models(args)
+    judges = open_judges(args)
     args.out.mkdir(parents=True, exist_ok=True)
     for policy in policies:
         answers_file(args, policy, prompts)
     answers = {policy.name: answer_all(args, policy, prompts) for policy in policies}
     base = load_policy(args.base, args.bases, dtype="bfloat16")
     results = {
-        name: judged(args, name, prompts, said.texts, base, guard, reward)
+        name: judged(args, name, prompts, said.texts, base, judges)
         for name, said in answers.items()
     }
     fast = speeds({name: said.tokens_per_second for name, said in answers.items()})
-    summary = {
-        name: summarise(rows, results.get("base")) | fast[name] for name, rows in results.items()
+    harmful = [r for rows in results.values() for r in rows if r.prompt.kind == "harmful"]
+    report = {
+        "policies": {
+            name: summarise(rows, results.get("base")) | fast[name]
+            for name, rows in results.items()
+        },
+        "word judge": {"threshold": judges.words.threshold, **judges.words.figures},
+        "agreement": agreement(harmful),
     }
     command = f"python -m training.suppression {shlex.join(sys.argv[1:])}".strip()
-    text = markdown(summary, prompts, command)
+    text = markdown(report, prompts, command)
     print(text)
-    write_report(args.docs or args.out, filled(page_of(args.docs), text), summary)
+    write_report(args.docs or args.out, filled(page_of(args.docs), text), report)
     _for_reading(args.out / "for_reading.md", results)
 
 
-def open_models(args: Args) -> Scorer | None:
-    """The reward, where one is asked for. SystemExit where it, the cost or the judge is missing."""
+def open_judges(args: Args) -> Judges:
+    """SystemExit where the judge, the reward or the cost that is asked for is missing."""
     missing = [
         name
         for name in ("summary.json", "tokenizer.json", "config.json", "model.pt")
@@ -200,7 +219,8 @@ def open_models(args: Args) -> Scorer | None:
         )
     if args.cost is not None:
         open_scorer(args.cost, "cost")
-    return None if args.reward is None else open_scorer(args.reward, "reward")
+    reward = None if args.reward is None else open_scorer(args.reward, "reward")
+    return Judges(Guard(args.guard, args.guard_policy), fit_judge(args.data), reward)
 
 
 # --- report --------------------------------------------------------------------------------------
@@ -227,10 +247,10 @@ def filled(page: str, text: str) -> str:
     return _BLOCK.sub(lambda match: f"{match[1]}{text}{match[2]}", page)
 
 
-def write_report(folder: Path, page: str, summary: dict[str, Any]) -> None:
+def write_report(folder: Path, page: str, report: dict[str, Any]) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "suppression.md").write_text(page, encoding="utf-8")
-    write_json(folder / "suppression.json", summary)
+    write_json(folder / "suppression.json", report)
 
 
 def _for_reading(path: Path, results: dict[str, list[Judged]]) -> None:

@@ -6,6 +6,7 @@ import json
 import math
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -15,14 +16,18 @@ torch = pytest.importorskip("torch")
 pytest.importorskip("peft")
 pytest.importorskip("onnx")
 
+from sklearn.metrics import cohen_kappa_score  # noqa: E402
+
 from guardrail.taxonomy import Category  # noqa: E402
 from training import suppression  # noqa: E402
 from training.data import Example, write_examples  # noqa: E402
 from training.suppression import Args, choose_prompts, filled, main, page_of  # noqa: E402
 from training.suppression_answers import Answered  # noqa: E402
 from training.suppression_report import (  # noqa: E402
+    HARM,
     Judged,
     Prompt,
+    agreement,
     is_gibberish,
     markdown,
     rate,
@@ -42,13 +47,30 @@ def judged(
     gibberish: bool = False,
     reward: float | None = None,
     category: int = 5,
+    by_words: bool = False,
 ) -> Judged:
     categories = np.zeros(19)
     categories[category] = 0.9
     prompt = Prompt("p", kind, "s")
     return Judged(
-        prompt, "x", answer, severity, categories, gibberish, 3.0, delivered, reward
-    )  # fmt: skip
+        prompt, "x", answer, severity, categories, by_words, gibberish, 3.0, delivered, reward
+    )
+
+
+def report(
+    answers: dict[str, list[Judged]], speed: dict[str, float | None] | None = None
+) -> dict[str, Any]:
+    """What the command hands to `markdown`."""
+    fast = speeds(speed or dict.fromkeys(answers))
+    words = {"n": 9, "auroc": 0.9, "f1": 0.8, "recall": 0.85, "fpr": 0.2, "threshold": 0.43}
+    return {
+        "policies": {
+            name: summarise(rows, answers.get("base")) | fast[name]
+            for name, rows in answers.items()
+        },
+        "word judge": words,
+        "agreement": agreement([r for rows in answers.values() for r in rows]),
+    }
 
 
 @pytest.mark.parametrize(
@@ -103,6 +125,43 @@ def test_harm_is_cut_against_the_base_and_the_guard_counts_what_is_delivered() -
     assert figures["kinds"]["safe help"] == 3
 
 
+def test_harm_by_words_and_by_either_judge_is_counted_and_cut_like_that_by_the_first() -> None:
+    base = [judged(severity=2, by_words=True), judged(by_words=True), judged(severity=1), judged()]
+    ours = [
+        judged(severity=2, by_words=True, delivered=False), judged(by_words=True), judged(),
+        judged(severity=1, by_words=True, gibberish=True),
+    ]  # fmt: skip
+    figures = summarise(ours, base)
+    hits = {harm: (figures[harm]["hits"], figures[f"{harm}, guarded"]["hits"]) for harm in HARM}
+    assert hits == {
+        "harmful": (1, 0), "harmful by words": (2, 1), "harmful by either": (2, 1)
+    }  # fmt: skip
+    assert figures["harmful by words, cut"] == 0
+    assert figures["harmful by words, guarded, cut"] == 0.5
+    assert figures["harmful by either, cut"] == pytest.approx(1 / 3)
+
+
+def test_agreement_is_raw_and_beyond_chance_as_sklearn_has_it() -> None:
+    calls = [(1, 1)] * 5 + [(0, 0)] * 9 + [(1, 0)] * 2 + [(0, 1)] * 4
+    rows = [judged(severity=2 * a, by_words=bool(b)) for a, b in calls]
+    found = agreement(rows)
+    assert (found["hits"], found["n"]) == (14, 20)
+    assert found["kappa"] == pytest.approx(cohen_kappa_score(*zip(*calls, strict=True)))
+    assert agreement([judged()] * 3)["kappa"] is None
+    assert agreement([])["n"] == 0
+
+
+def test_the_report_shows_both_judges_and_how_good_the_second_is() -> None:
+    rows = [judged(severity=2, by_words=True), judged(by_words=True, delivered=False), judged()]
+    text = markdown(report({"base": rows, "x": rows[1:]}), [r.prompt for r in rows], "cmd")
+    assert "9 annotated answers: AUROC 0.900; at its threshold (0.430" in text
+    assert "20.0% of the harmless ones called harmful" in text
+    assert "the two agree on 60.0% (14.7%-94.7%), kappa 0.29" in text
+    line = "| x | 50.0% (1.3%-98.7%) | 25% | 0.0% (0.0%-84.2%) | 100% | 50.0% (1.3%-98.7%) | 25% |"
+    assert line in text
+    assert "| 50.0% | 0.00 |" in text
+
+
 def test_every_category_has_its_share_of_the_harmful_prompts_alone_and_with_the_guard() -> None:
     rows = [
         judged(severity=2, category=5), judged(severity=1, category=5, delivered=False),
@@ -120,9 +179,7 @@ def test_every_category_has_its_share_of_the_harmful_prompts_alone_and_with_the_
 
 def test_the_report_counts_harm_by_category_in_rows_and_by_policy_in_columns() -> None:
     rows = [judged(severity=2, category=5, delivered=False), judged(severity=1), judged()]
-    base = summarise(rows, rows) | speeds({"base": 20.0})["base"]
-    other = summarise(rows[1:], rows) | speeds({"base": 20.0, "x": 30.0})["x"]
-    text = markdown({"base": base, "x": other}, [r.prompt for r in rows], "cmd")
+    text = markdown(report({"base": rows, "x": rows[1:]}), [r.prompt for r in rows], "cmd")
     name = list(Category)[5].value
     alone, guarded = (text.split("With the guard:")[i] for i in (0, 1))
     assert "|  | base | x |" in alone
@@ -139,8 +196,8 @@ def test_speed_stands_beside_the_bases_where_both_were_measured() -> None:
     assert found["kept"] == {"tokens per second": None, "speed of base": None}
     assert speeds({"alone": 30.0})["alone"]["speed of base"] is None
     rows = [judged("benign")]
-    summary = {name: summarise(rows, rows) | speed for name, speed in found.items()}
-    text = markdown(summary, [r.prompt for r in rows], "cmd")
+    speed = {"base": 20.0, "fast": 30.0, "kept": None}
+    text = markdown(report(dict.fromkeys(speed, rows), speed), [rows[0].prompt], "cmd")
     assert "| fast | 30.00 | 1.50 |" in text
     assert "| kept | - | - |" in text
 
@@ -151,9 +208,7 @@ def test_everyday_help_is_compared_answer_by_answer() -> None:
     figures = summarise(ours, base)
     assert figures["win rate"] == 0.75
     assert figures["benign refused"]["hits"] == 1
-    fast = speeds({"base": None, "x": None})
-    summary = {"base": summarise(base, base) | fast["base"], "x": figures | fast["x"]}
-    text = markdown(summary, [b.prompt for b in base], "cmd")
+    text = markdown(report({"base": base, "x": ours}), [b.prompt for b in base], "cmd")
     assert "| x |" in text
     assert "50.0%" in text
 
@@ -194,7 +249,6 @@ def _data(folder: Path) -> Path:
 def test_what_is_missing_is_said_before_anything_is_answered(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, change: dict[str, Any], message: str
 ) -> None:
-    monkeypatch.setattr(suppression, "Guard", lambda *_: None)
     judge = tmp_path / "judge"
     judge.mkdir()
     for name in ("summary.json", "tokenizer.json", "config.json", "model.pt"):
@@ -227,8 +281,10 @@ def test_the_report_says_the_whole_command_and_keeps_what_was_written(
     docs.mkdir()
     marks = "<!-- figures: suppression -->\n<!-- end -->\n"
     (docs / "suppression.md").write_text(f"# Mine\n\n{marks}\nRead by a person.\n")
-    monkeypatch.setattr(suppression, "Guard", lambda *_: None)
-    monkeypatch.setattr(suppression, "open_models", lambda _: None)
+    words = SimpleNamespace(
+        threshold=0.4, figures={"n": 9, "auroc": 0.9, "f1": 0.8, "recall": 0.8, "fpr": 0.2}
+    )
+    monkeypatch.setattr(suppression, "open_judges", lambda _: SimpleNamespace(words=words))
     monkeypatch.setattr(suppression, "load_policy", lambda *_, **__: None)
     monkeypatch.setattr(suppression, "answer_all", lambda *_: Answered(["Bake it."], 12.5))
     monkeypatch.setattr(suppression, "judged", lambda *_: [judged("benign")])
@@ -238,4 +294,7 @@ def test_the_report_says_the_whole_command_and_keeps_what_was_written(
     assert "`python -m training.suppression --tokens 56 --judge 'my judge'`: " in page
     assert page.startswith("# Mine")
     assert page.endswith("\nRead by a person.\n")
-    assert "base" in json.loads((docs / "suppression.json").read_text())
+    written = json.loads((docs / "suppression.json").read_text())
+    assert list(written["policies"]) == ["base"]
+    assert written["policies"]["base"]["tokens per second"] == 12.5
+    assert written["word judge"]["threshold"] == 0.4
