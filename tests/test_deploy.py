@@ -10,14 +10,13 @@ from typing import Any
 
 import pytest
 import typer
+import yaml
 from fresh_kit import ROOT
 
 from guardrail._cli_server import keys_app, serve
 from guardrail._server_config import Limits, Settings, load_settings
 from guardrail.server import create_app
 from guardrail.testing import FakeModerator
-
-yaml = pytest.importorskip("yaml")
 
 DOCKERFILE = (ROOT / "Dockerfile").read_text()
 COMPOSE = yaml.safe_load((ROOT / "deploy/compose.yaml").read_text())
