@@ -2,21 +2,27 @@
 
     python -m training.score_metrics --reward build/reward --cost build/cost
 
-prints the correlation of two exported models over the answers of test pairs.
+prints the correlation of two exported models over the answers of the test split. Near -1, one model
+would do for both questions, and a constraint would have nothing to trade.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+import random
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 import tyro
+from scipy.stats import rankdata
 from sklearn.metrics import roc_auc_score
 
 from guardrail.score import ScoreKind
-from training.preferences import Preference, read_preferences
+from training.metrics import bootstrap
+from training.preferences import Preference, read_demonstrations, read_preferences
 from training.scorers import open_scorer
 
 
@@ -67,13 +73,75 @@ def _sign_metrics(
     return result
 
 
-def correlation(first: np.ndarray, second: np.ndarray) -> dict[str, float]:
-    """Pearson's and Spearman's, of two (n,) arrays."""
-    ranks = [np.argsort(np.argsort(x)) for x in (first, second)]
-    return {
-        "pearson": round(float(np.corrcoef(first, second)[0, 1]), 4),
-        "spearman": round(float(np.corrcoef(*ranks)[0, 1]), 4),
+# --- do reward and cost say the same? ------------------------------------------------------------
+
+Interval = tuple[float, float]
+Statistic = Callable[[np.ndarray, np.ndarray], float]
+
+
+def correlation(
+    first: np.ndarray, second: np.ndarray, prompts: Sequence[str], rounds: int = 1000
+) -> dict[str, float | int | Interval | None]:
+    """Pearson's and Spearman's, of two (n,) arrays, with bootstrap 95 % intervals (percentiles).
+
+    prompts: of each answer; the answers to one are drawn together, since they are not independent.
+    None where one array is constant, or there are less than two prompts.
+    """
+    found: dict[str, float | int | Interval | None] = {
+        "answers": len(first),
+        "prompts": len(set(prompts)),
     }
+    for name, statistic in (("pearson", _pearson), ("spearman", _spearman)):
+        of_rows = partial(_of_rows, statistic, first, second)
+        value = of_rows(np.arange(len(first)))
+        if len(set(prompts)) < 2 or np.isnan(value):
+            found |= {name: None, f"{name}_95": None}
+            continue
+        low, high = bootstrap(of_rows, prompts, rounds)
+        found |= {name: round(value, 4), f"{name}_95": (round(low, 4), round(high, 4))}
+    return found
+
+
+def _of_rows(
+    statistic: Statistic, first: np.ndarray, second: np.ndarray, rows: np.ndarray
+) -> float:
+    return statistic(first[rows], second[rows])
+
+
+def _pearson(first: np.ndarray, second: np.ndarray) -> float:
+    if len(first) < 2 or np.ptp(first) == 0 or np.ptp(second) == 0:
+        return float("nan")
+    return float(np.corrcoef(first, second)[0, 1])
+
+
+def _spearman(first: np.ndarray, second: np.ndarray) -> float:
+    return _pearson(rankdata(first), rankdata(second))  # ties get their mean rank
+
+
+@dataclass(frozen=True)
+class HeldOut:
+    """A held-out answer. harmful: whether its prompt is of the harmful kind, None where unknown."""
+
+    prompt: str
+    answer: str
+    harmful: bool | None
+
+
+def held_out(folder: Path) -> list[HeldOut]:
+    """The answers of the test split's pairs and demonstrations, each once, in a fixed order.
+
+    A prompt is of the harmful kind where an answer to it was unsafe, else of the harmless one where
+    it was asked as such (as in `rollout.rollout_prompts`).
+    """
+    pairs, demonstrations = read_preferences(folder, "test"), read_demonstrations(folder, "test")
+    harmful = {p.prompt for p in pairs if True in p.unsafe}
+    harmless = {d.prompt for d in demonstrations if d.kind in ("benign", "borderline")} - harmful
+    answers = dict.fromkeys(
+        [(p.prompt, answer) for p in pairs for answer in p.answers]
+        + [(d.prompt, d.answer) for d in demonstrations]
+    )
+    kinds = dict.fromkeys(harmless, False) | dict.fromkeys(harmful, True)
+    return [HeldOut(prompt, answer, kinds.get(prompt)) for prompt, answer in answers]
 
 
 def main(
@@ -81,15 +149,27 @@ def main(
     cost: Path = Path("build/cost"),
     data: Path = Path("build/preferences"),
     limit: int | None = None,
+    rounds: int = 1000,
 ) -> None:
-    """Reward-cost correlation over the answers of annotated test pairs."""
+    """Reward-cost correlation over held-out answers, all of them and by the kind of prompt.
+
+    rounds: of the bootstrap.
+    """
     scorers = open_scorer(reward, "reward"), open_scorer(cost, "cost")
-    preferences = [p for p in read_preferences(data, "test") if p.source == "annotated_pairs"]
-    pairs = [(p.prompt, answer) for p in preferences[:limit] for answer in p.answers]
-    if len(pairs) < 2:
-        raise SystemExit(f"{data}: no annotated test pairs: python -m training.preferences build")
-    found = correlation(*(scorer.score(pairs) for scorer in scorers))
-    print(json.dumps({"answers": len(pairs), **found}))
+    rows = held_out(data)
+    if limit is not None:  # some of everything, not the first sources alone
+        rows = random.Random(0).sample(rows, min(limit, len(rows)))
+    if len({row.prompt for row in rows}) < 2:
+        raise SystemExit(
+            f"{data}: fewer than two test prompts: python -m training.preferences build"
+        )
+    scores = [scorer.score([(row.prompt, row.answer) for row in rows]) for scorer in scorers]
+    for name, kinds in (("all", (True, False, None)), ("harmful", (True,)), ("harmless", (False,))):
+        chosen = [i for i, row in enumerate(rows) if row.harmful in kinds]
+        found = correlation(
+            scores[0][chosen], scores[1][chosen], [rows[i].prompt for i in chosen], rounds
+        )
+        print(json.dumps({"prompts of kind": name, **found}))
 
 
 if __name__ == "__main__":

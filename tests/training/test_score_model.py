@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -15,12 +15,13 @@ pytest.importorskip("onnxscript")
 
 import tiny_policy  # noqa: E402
 import tiny_preferences  # noqa: E402
+from scipy.stats import spearmanr  # noqa: E402
 
 from guardrail.score import OnnxScorer  # noqa: E402
 from training import score_export, score_model  # noqa: E402
 from training.data import read_jsonl  # noqa: E402
 from training.preferences import read_preferences  # noqa: E402
-from training.score_metrics import correlation, score_metrics  # noqa: E402
+from training.score_metrics import correlation, held_out, score_metrics  # noqa: E402
 from training.score_metrics import main as score_metrics_main  # noqa: E402
 
 PLAIN = {"harm": "bomb", "sugar": "good", "make": "rain", "is to": "help"}  # tiny_base knows these
@@ -194,7 +195,95 @@ def test_metrics_by_hand() -> None:
     assert found["cost_unsafe_minus_safe"] == pytest.approx((2 - 1.5) / 2 - (-2) / 4)
 
 
+# --- reward-cost correlation ---------------------------------------------------------------------
+
+
 def test_correlation_of_a_monotone_curve() -> None:
-    x = np.array([0.0, 1.0, 2.0, 3.0])
-    assert correlation(x, np.exp(x))["spearman"] == 1.0
-    assert correlation(x, -x) == {"pearson": -1.0, "spearman": -1.0}
+    x, prompts = np.array([0.0, 1.0, 2.0, 3.0]), ["a", "b", "c", "d"]
+    found = correlation(x, np.exp(x), prompts)
+    assert found["spearman"] == 1.0
+    assert found["pearson"] == pytest.approx(np.corrcoef(x, np.exp(x))[0, 1], abs=1e-4)
+    found = correlation(x, -x, prompts)
+    assert (found["pearson"], found["pearson_95"]) == (-1.0, (-1.0, -1.0))
+    assert (found["answers"], found["prompts"]) == (4, 4)
+
+
+def test_correlation_gives_ties_their_mean_rank() -> None:
+    first, second = np.array([1.0, 1.0, 2.0, 3.0, 3.0]), np.array([2.0, 1.0, 1.0, 4.0, 3.0])
+    expected = spearmanr(first, second).statistic
+    assert correlation(first, second, list("abcde"))["spearman"] == pytest.approx(
+        expected, abs=1e-4
+    )
+
+
+def test_the_interval_holds_the_estimate_and_is_wider_where_answers_share_a_prompt() -> None:
+    rng = np.random.default_rng(0)
+    centre = np.repeat(rng.normal(size=60), 5)  # five like answers to each prompt
+    first = centre + rng.normal(size=300) * 0.1
+    second = np.repeat(rng.normal(size=60), 5) - 0.5 * centre
+    widths = []
+    for prompts in ([str(i // 5) for i in range(300)], [str(i) for i in range(300)]):
+        found = correlation(first, second, prompts, rounds=200)
+        assert found == correlation(first, second, prompts, rounds=200)  # seeded
+        low, high = found["pearson_95"]
+        assert low < found["pearson"] < high
+        widths.append(high - low)
+    assert widths[0] > 1.5 * widths[1]
+
+
+def test_a_correlation_that_cannot_be_is_none() -> None:
+    flat = correlation(np.array([1.0, 1.0, 1.0]), np.array([1.0, 2.0, 3.0]), ["a", "b", "c"])
+    assert (flat["pearson"], flat["spearman_95"], flat["answers"]) == (None, None, 3)
+    one = correlation(np.array([1.0, 2.0]), np.array([2.0, 1.0]), ["a", "a"])
+    assert (one["pearson"], one["prompts"]) == (None, 1)
+    assert correlation(np.array([]), np.array([]), [])["answers"] == 0
+
+
+def test_held_out_answers_are_each_scored_once_and_know_their_prompts_kind(tmp_path: Path) -> None:
+    rows = [*[tiny_preferences.pair(n, "test") for n in range(3)], tiny_preferences.pair(0, "test")]
+    shown = [tiny_preferences.demonstration(n, "test") for n in range(4)]
+    tiny_preferences.write_rows(tmp_path / "pairs.test.jsonl", map(asdict, rows))
+    tiny_preferences.write_rows(tmp_path / "demonstrations.test.jsonl", map(asdict, shown))
+    found = held_out(tmp_path)
+    assert len({(row.prompt, row.answer) for row in found}) == len(found)
+    kinds = {row.prompt: row.harmful for row in found}
+    assert kinds["how to harm number 0"] is True
+    assert kinds["how to make cake number 2"] is False  # a borderline demonstration's
+    assert kinds["how to make cake number 3"] is False
+    assert set(kinds.values()) == {True, False}
+    shown[2] = replace(shown[2], kind="redirect")
+    tiny_preferences.write_rows(tmp_path / "demonstrations.test.jsonl", map(asdict, shown))
+    kinds = {row.prompt: row.harmful for row in held_out(tmp_path)}
+    assert kinds["how to make cake number 2"] is None
+
+
+def test_the_command_prints_the_correlation_of_two_models_by_the_kind_of_prompt(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    reward = tiny_policy.scorer(tmp_path / "reward", "reward")
+    cost = tiny_policy.scorer(tmp_path / "cost", "cost")
+    data = tiny_preferences.write(tmp_path / "data", 90, 90)
+    score_metrics_main(reward, cost, data, rounds=50)
+    printed = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    assert [line["prompts of kind"] for line in printed] == ["all", "harmful", "harmless"]
+    everything, harmful, harmless = printed
+    rows = held_out(data)
+    assert everything["answers"] == len(rows)
+    assert harmful["answers"] == sum(row.harmful is True for row in rows)
+    assert harmless["answers"] == sum(row.harmful is False for row in rows)
+    pairs = [(row.prompt, row.answer) for row in rows]
+    scores = [OnnxScorer(folder).score(pairs) for folder in (reward, cost)]
+    expected = np.corrcoef(*scores)[0, 1]
+    assert everything["pearson"] == pytest.approx(expected, abs=1e-4)
+    assert everything["pearson_95"][0] <= expected <= everything["pearson_95"][1]
+    score_metrics_main(reward, cost, data, limit=12, rounds=50)
+    assert json.loads(capsys.readouterr().out.splitlines()[0])["answers"] == 12
+
+
+def test_the_correlation_over_no_test_answers_is_refused(tmp_path: Path) -> None:
+    reward = tiny_policy.scorer(tmp_path / "reward", "reward")
+    cost = tiny_policy.scorer(tmp_path / "cost", "cost")
+    for name in ("pairs", "demonstrations"):
+        (tmp_path / f"{name}.test.jsonl").touch()
+    with pytest.raises(SystemExit, match="fewer than two test prompts"):
+        score_metrics_main(reward, cost, tmp_path)
