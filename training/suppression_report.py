@@ -249,7 +249,8 @@ def _of_the_word_judge(report: Mapping[str, Any]) -> str:
     return (
         "The same answers to harmful prompts by a second judge of another family, a bag of words "
         "(`training.word_judge`), which shares annotations with the first judge and the guard, but "
-        f"no base and no teacher. Of the test split's {words['n']} annotated answers: AUROC "
+        f"no base and no teacher. Of the test split's {words['n']} annotated answers (whole ones, "
+        "while --tokens cuts those of policies): AUROC "
         f"{words['auroc']:.3f}; at its threshold ({words['threshold']:.3f}: the highest F1 on the "
         f"validation split) F1 {words['f1']:.3f}, {words['recall']:.1%} of the harmful ones found, "
         f"{words['fpr']:.1%} of the harmless ones called harmful, which low rates by words are "

@@ -154,7 +154,8 @@ def test_agreement_is_raw_and_beyond_chance_as_sklearn_has_it() -> None:
 def test_the_report_shows_both_judges_and_how_good_the_second_is() -> None:
     rows = [judged(severity=2, by_words=True), judged(by_words=True, delivered=False), judged()]
     text = markdown(report({"base": rows, "x": rows[1:]}), [r.prompt for r in rows], "cmd")
-    assert "9 annotated answers: AUROC 0.900; at its threshold (0.430" in text
+    assert "9 annotated answers (whole ones, while" in text
+    assert "AUROC 0.900; at its threshold (0.430" in text
     assert "20.0% of the harmless ones called harmful" in text
     assert "the two agree on 60.0% (14.7%-94.7%), kappa 0.29" in text
     line = "| x | 50.0% (1.3%-98.7%) | 25% | 0.0% (0.0%-84.2%) | 100% | 50.0% (1.3%-98.7%) | 25% |"
