@@ -6,13 +6,19 @@ import datetime
 import json
 import os
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import typer
 
 from guardrail._cli import Device, UsageError
+
+try:
+    import fcntl
+except ModuleNotFoundError:  # Windows: there two processes may lose one another's entries
+    fcntl = None  # type: ignore[assignment]
 
 __all__ = ["keys_app", "serve"]
 
@@ -157,8 +163,31 @@ def _check_key(named: Sequence[tuple[str, str | None]], expires: datetime.dateti
 
 
 def _add(path: Path, entry: str) -> None:
-    """The entry at the end of a config file, which is whole and valid at every moment."""
+    """The entry at the end of a config file, which is whole and valid at every moment, and loses
+    none that another process adds meanwhile. Raises UsageError."""
     _need_extra()
+    try:
+        with _alone_in(path.resolve().parent):
+            _append(path, entry)
+    except OSError as error:
+        raise UsageError(f"{path}: cannot be written: {error.strerror}") from None
+
+
+@contextmanager
+def _alone_in(folder: Path) -> Iterator[None]:
+    """While no other process adds to a file of that folder."""
+    if fcntl is None:
+        yield
+        return
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(handle)
+
+
+def _append(path: Path, entry: str) -> None:
     from guardrail._server_config import ConfigError, load_settings
 
     try:
@@ -166,10 +195,7 @@ def _add(path: Path, entry: str) -> None:
     except (OSError, UnicodeDecodeError) as error:
         raise UsageError(f"{path}: cannot be read: {error}") from None
     text = f"{old.rstrip()}\n\n{entry}" if old.strip() else entry
-    try:
-        handle, temporary = tempfile.mkstemp(dir=path.resolve().parent, suffix=path.suffix)
-    except OSError as error:
-        raise UsageError(f"{path}: cannot be written: {error.strerror}") from None
+    handle, temporary = tempfile.mkstemp(dir=path.resolve().parent, suffix=path.suffix)
     try:
         with os.fdopen(handle, "w", encoding="utf-8") as file:
             file.write(text)
@@ -178,5 +204,6 @@ def _add(path: Path, entry: str) -> None:
         load_settings(Path(temporary))
         os.replace(temporary, path.resolve())
     except ConfigError as error:
-        os.unlink(temporary)
         raise UsageError(str(error).replace(temporary, str(path))) from None
+    finally:
+        Path(temporary).unlink(missing_ok=True)

@@ -55,7 +55,7 @@ def open_source(name: str) -> Source:
         return Source(name, _in_folder(path, None, None) if path.is_dir() else [_file(path)])
     where, _, wanted = name.removeprefix("hf:").partition(":")
     config, _, split = wanted.rpartition("/")
-    if Path(where).is_dir():
+    if where and Path(where).is_dir():
         return Source(name, _in_folder(Path(where), config or None, split or None))
     return Source(name, _on_hub(where, config or "default", split or "train"))
 

@@ -192,6 +192,8 @@ class Csv(_Text):
     def _problem(self, cells: list[str], raw: list[str]) -> str | None:
         if cells != raw:
             return "invalid UTF-8"
+        if isinstance(raw, _Unclosed):
+            return "a quote that is never closed: all that comes after it is in this row"
         if not raw:
             return "an empty line"
         if len(raw) == len(self._columns):
@@ -216,14 +218,30 @@ class Csv(_Text):
         return buffer.getvalue().encode("utf-8")
 
 
+class _Unclosed(list[str]):
+    """The last record of a file that ends within quotes."""
+
+
 def _records(path: Path) -> Iterator[list[str]]:
+    ended = False
+
+    def lines(text: Iterable[str]) -> Iterator[str]:
+        nonlocal ended
+        yield from text
+        ended = True
+        yield ""  # a record of its own, [], unless it is within quotes
+
     csv.field_size_limit(2**31 - 1)  # the default, 128 KiB, is less than a long document
     try:
         with (
             _open(path) as file,
             io.TextIOWrapper(file, "utf-8-sig", "surrogateescape", newline="") as text,
         ):
-            yield from csv.reader(text)
+            for record in csv.reader(lines(text)):
+                if not ended:
+                    yield record
+                elif record:
+                    yield _Unclosed(record)
     except _UNREADABLE as error:
         raise _broken(path, error) from error
 

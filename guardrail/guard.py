@@ -43,8 +43,8 @@ class Guard:
     audit: called with every pair and its verdict, before the verdict is returned; when it raises,
         the verdict fails closed, so that nothing is delivered unlogged unless the policy says so.
 
-    Thread-safe, and usable in forked children. Raises ArtifactError, PolicyError or MissingExtra
-    when made, nothing when used.
+    Thread-safe, and usable in forked children. Raises ArtifactError, PolicyError, MissingExtra,
+    TypeError or ValueError when made, nothing when used.
     """
 
     def __init__(
@@ -61,6 +61,14 @@ class Guard:
         if not isinstance(policy, str | Path | Policy):
             raise TypeError(
                 f"policy must be a preset's name, a path or a Policy, not {type(policy).__name__}"
+            )
+        if not isinstance(model, str | Path) and not hasattr(model, "assess"):
+            raise TypeError(
+                f"model must be a name, a folder or a Moderator, not {type(model).__name__}"
+            )
+        if audit is not None and not callable(audit):
+            raise TypeError(
+                f"audit must be callable, as AuditLog('audit.jsonl') is, not {type(audit).__name__}"
             )
         self.policy = policy if isinstance(policy, Policy) else Policy.load(policy)
         self.moderator: Moderator = (

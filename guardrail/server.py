@@ -91,8 +91,8 @@ def create_app(settings: Settings | None = None, *, moderator: Moderator | None 
     app.add_api_route("/v1/chat/completions", service.chat, methods=["POST"])
     app.add_api_route("/v1/models", service.list_models, methods=["GET"])
     app.add_api_route("/v1/models/{model:path}", service.one_model, methods=["GET"])
-    app.add_api_route("/healthz", service.health, methods=["GET"])
-    app.add_api_route("/readyz", service.ready, methods=["GET"])
+    app.add_api_route("/healthz", service.health, methods=["GET", "HEAD"])
+    app.add_api_route("/readyz", service.ready, methods=["GET", "HEAD"])
     app.add_api_route("/metrics", service.expose, methods=["GET"])
     return app
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 from pathlib import Path
+from typing import Any
 
 import pytest
 from audit_logs import WORDS
@@ -134,6 +135,19 @@ def test_show_counts_what_is_no_row_and_lets_none_steer_the_terminal(busy: Path)
     assert len(out.splitlines()) == 5
     assert "\x1b" not in out
     assert "2 lines are no rows, the first at audit.jsonl:5" in error
+
+
+@pytest.mark.parametrize(("key", "value"), [("time", "0001-01-01T00:00:00+14:00"), ("p", 10**400)])
+def test_show_counts_a_row_whose_values_are_out_of_range(busy: Path, key: str, value: Any) -> None:
+    row = json.loads(busy.read_bytes().splitlines()[0])
+    if key == "time":
+        row["time"] = value
+    else:
+        row["verdict"]["reasons"][0]["probability"] = value
+    busy.write_bytes(json.dumps(row).encode() + b"\n" + busy.read_bytes())
+    code, out, error = run("show", busy)
+    assert (code, len(out.splitlines())) == (0, 5)
+    assert "1 lines are no rows, the first at audit.jsonl:1" in error
 
 
 def test_a_copy_on_a_read_only_disk_can_be_verified(busy: Path, tmp_path: Path) -> None:

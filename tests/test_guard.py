@@ -321,6 +321,17 @@ def test_what_is_no_policy_is_a_mistake_of_the_caller(wrong: Any) -> None:
         Guard(fake(), wrong)
 
 
+@pytest.mark.parametrize("wrong", [None, 5, object()])
+def test_what_is_no_moderator_is_a_mistake_of_the_caller(wrong: Any) -> None:
+    with pytest.raises(TypeError, match="model must be a name, a folder or a Moderator, not"):
+        Guard(wrong)
+
+
+def test_the_path_of_an_audit_log_is_not_taken_for_one() -> None:
+    with pytest.raises(TypeError, match="audit must be callable, as AuditLog.* is, not str"):
+        Guard(fake(), audit="audit.jsonl")  # type: ignore[arg-type]
+
+
 def test_a_megabyte_goes_through_the_bundled_guard() -> None:
     """Blank but for a word: the text is windowed, not cut, and comes back with a verdict."""
     pytest.importorskip("onnxruntime")

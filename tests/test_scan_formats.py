@@ -45,6 +45,19 @@ def test_csv_keeps_cells_and_adds_a_json_column(tmp_path: Path) -> None:
     assert tally.errors == 4
 
 
+@pytest.mark.parametrize("end", [b"", b"\n"])
+def test_a_csv_quote_that_is_never_closed_is_an_error_of_its_row(
+    end: bytes, tmp_path: Path
+) -> None:
+    (tmp_path / "in.csv").write_bytes(b'id,prompt\n1,hello\n2,"a bomb\n3,bye' + end)
+    tally = scan(tmp_path / "in.csv", tmp_path / "out.csv")
+    with (tmp_path / "out.csv").open(newline="", encoding="utf-8") as file:
+        out = list(csv.DictReader(file))
+    assert [row["prompt"] for row in out] == ["hello", "a bomb\n3,bye" + end.decode()]
+    assert out[1]["error"] == "a quote that is never closed: all that comes after it is in this row"
+    assert (tally.rows, tally.errors) == (2, 1)
+
+
 def test_csv_cells_may_be_longer_than_the_csv_module_likes(tmp_path: Path) -> None:
     (tmp_path / "in.csv").write_text(f"prompt\n{'word ' * 100_000}bomb\n")
     scan(tmp_path / "in.csv", tmp_path / "out.csv")

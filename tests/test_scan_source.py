@@ -81,6 +81,8 @@ def test_a_split_and_a_config_can_be_named(
         ("hf:{}:Alpaca-9B/test", "no data files below a folder 'Alpaca-9B'"),
         ("{}/data/nowhere", "no such file"),
         ("hf:nowhere", "neither a folder nor OWNER/NAME"),
+        ("hf:", "neither a folder nor OWNER/NAME"),
+        ("hf::test", "neither a folder nor OWNER/NAME"),
     ],
 )
 def test_what_a_folder_has_not_is_told(name: str, says: str, clone: Path, tmp_path: Path) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import datetime
 import json
+import multiprocessing
 import tomllib
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,7 @@ from openai import OpenAI
 from server_kit import ChatApi, serving
 from typer.testing import CliRunner
 
+from guardrail._cli_server import _add
 from guardrail._server_config import Key, load_settings
 from guardrail._server_keys import find_key, hash_key, is_name, key_entry, new_key
 from guardrail.cli import app
@@ -79,6 +81,23 @@ def test_keys_new_adds_to_a_config_file_and_leaves_the_rest_as_it_is(tmp_path: P
     assert settings.limits.chats == 3
     assert not any(key in path.read_text() for key in keys)
     assert list(tmp_path.iterdir()) == [path]
+
+
+def test_keys_made_at_the_same_time_are_all_kept(tmp_path: Path) -> None:
+    path = tmp_path / "guardrail.toml"
+
+    def add_some(who: int) -> None:
+        for n in range(4):
+            _add(path, key_entry(f"{who}-{n}", hash_key(new_key())))
+
+    fork = multiprocessing.get_context("fork")
+    makers = [fork.Process(target=add_some, args=(who,)) for who in range(4)]
+    for maker in makers:
+        maker.start()
+    for maker in makers:
+        maker.join(120)
+    assert len(load_settings(path).keys) == 16
+    assert [file.name for file in tmp_path.iterdir()] == ["guardrail.toml"]
 
 
 def test_a_new_file_with_keys_is_for_its_owner_alone(tmp_path: Path) -> None:
@@ -169,6 +188,12 @@ def test_without_a_good_key_there_is_a_401(keyed: Any, path: str, headers: dict[
 def keyed() -> Any:
     with serving(keys=keys(policies=["permissive"])) as server:
         yield server
+
+
+@pytest.mark.parametrize("path", ["/healthz", "/readyz"])
+def test_probes_may_ask_by_head(keyed: Any, path: str) -> None:
+    answer = httpx.head(f"{keyed.root}{path}")
+    assert (answer.status_code, answer.content) == (200, b"")
 
 
 @pytest.mark.parametrize("path", ["/healthz", "/readyz", "/metrics"])

@@ -90,13 +90,13 @@ def test_streams_that_do_not_end_in_time_are_ended_and_the_upstream_is_let_go(
     assert api.open == 0
 
 
-@pytest.mark.parametrize("batching", [True, False])
+@pytest.mark.parametrize(("batching", "workers"), [("true", 1), ("false", 1), ("true", 2)])
 def test_a_long_text_that_is_being_judged_does_not_keep_it_from_ending_well(
-    batching: bool, tmp_path: Path
+    batching: str, workers: int, tmp_path: Path
 ) -> None:
     config = tmp_path / "guardrail.toml"
     config.write_text(
-        f"[limits]\nshutdown_seconds = 0.5\n[model]\nbatching = {str(batching).lower()}\n"
+        f"workers = {workers}\n[limits]\nshutdown_seconds = 0.5\n[model]\nbatching = {batching}\n"
     )
     with process(config=config) as server, ThreadPoolExecutor(2) as pool:
         url = f"{server.url}/moderations"
