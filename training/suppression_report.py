@@ -255,7 +255,7 @@ def _of_the_word_judge(report: Mapping[str, Any]) -> str:
         f"validation split) F1 {words['f1']:.3f}, {words['recall']:.1%} of the harmful ones found, "
         f"{words['fpr']:.1%} of the harmless ones called harmful, which low rates by words are "
         "mostly made of. *Either*: by one judge or the other, the pessimistic figure. Over all "
-        f"{both['n']} answers to harmful prompts the two agree on {_share(both)}, kappa "
+        f"{both['n']} answers to harmful prompts the two agree on {both['rate']:.1%}, kappa "
         f"{_number(both['kappa'])}."
     )
 

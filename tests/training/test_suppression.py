@@ -157,7 +157,7 @@ def test_the_report_shows_both_judges_and_how_good_the_second_is() -> None:
     assert "9 annotated answers (whole ones, while" in text
     assert "AUROC 0.900; at its threshold (0.430" in text
     assert "20.0% of the harmless ones called harmful" in text
-    assert "the two agree on 60.0% (14.7%-94.7%), kappa 0.29" in text
+    assert "Over all 5 answers to harmful prompts the two agree on 60.0%, kappa 0.29" in text
     line = "| x | 50.0% (1.3%-98.7%) | 25% | 0.0% (0.0%-84.2%) | 100% | 50.0% (1.3%-98.7%) | 25% |"
     assert line in text
     assert "| 50.0% | 0.00 |" in text
