@@ -198,12 +198,7 @@ def _chosen(log: Path, tests: Sequence[_Test], odd: list[str]) -> Iterator[_Row]
                 odd.append(where)
             elif all(test(row) for test in tests) and _as_line(row):
                 yield row
-        except (
-            KeyError,
-            TypeError,
-            ValueError,
-            OverflowError,
-        ):  # sealed, but by no version that we know
+        except (KeyError, TypeError, ValueError, OverflowError):  # sealed, by no version we know
             odd.append(where)
 
 

@@ -12,7 +12,7 @@ import hashlib
 import json
 import os
 from collections.abc import Callable, Iterator
-from contextlib import closing, contextmanager
+from contextlib import closing, contextmanager, suppress
 from itertools import islice
 from pathlib import Path
 from typing import IO, Any
@@ -299,7 +299,7 @@ def _locked(path: Path) -> Iterator[IO[bytes]]:
         file = os.fdopen(os.open(path, os.O_RDWR | os.O_CREAT, 0o666), "rb+")
     except OSError as error:
         raise ScanUsageError(f"{path}: cannot be written: {error.strerror or error}") from error
-    with file:
+    try:
         if fcntl is not None:
             try:
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -312,6 +312,9 @@ def _locked(path: Path) -> Iterator[IO[bytes]]:
                     f"{path}: another scan has just finished it: look at its output"
                 )
         yield file
+    finally:
+        with suppress(OSError):  # it tries once more to write what a full disk did not take
+            file.close()
 
 
 def _is_still(file: IO[bytes], path: Path) -> bool:

@@ -328,7 +328,7 @@ def test_what_is_no_moderator_is_a_mistake_of_the_caller(wrong: Any) -> None:
 
 
 def test_the_path_of_an_audit_log_is_not_taken_for_one() -> None:
-    with pytest.raises(TypeError, match="audit must be callable, as AuditLog.* is, not str"):
+    with pytest.raises(TypeError, match=r"audit must be callable, as AuditLog.* is, not str"):
         Guard(fake(), audit="audit.jsonl")  # type: ignore[arg-type]
 
 

@@ -14,9 +14,10 @@ from typing import Any
 
 import pytest
 from audit_logs import data
-from scan_kit import read_rows, rows_done, start, write_rows
+from scan_kit import read_rows, rows_done, scan, start, write_rows
 
 from guardrail.audit import AuditLog, verify
+from guardrail.scan import ScanError
 
 KILLS = 10  # of each of two formats
 ROWS = 400
@@ -61,6 +62,22 @@ def rows_of(path: Path) -> list[dict[str, Any]]:
         rows: list[dict[str, Any]] = table.to_pylist()
         return [row | {"guardrail": json.loads(row["guardrail"])} for row in rows]
     return read_rows(path)
+
+
+def test_a_full_disk_is_told_and_the_same_scan_goes_on(tmp_path: Path) -> None:
+    resource = pytest.importorskip("resource")
+    source = write_rows(tmp_path / "in.jsonl", [{"prompt": f"hello {n}"} for n in range(40)])
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, before[1]))
+    try:
+        with pytest.raises(ScanError, match="cannot be written: File too large: mend that and run"):
+            scan(source, tmp_path / "out.jsonl", chunk=10)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    tally = scan(source, tmp_path / "out.jsonl", chunk=10)
+    found = [row["prompt"] for row in read_rows(tmp_path / "out.jsonl")]
+    assert found == [f"hello {n}" for n in range(40)]
+    assert tally.rows == 40
 
 
 @pytest.mark.slow
