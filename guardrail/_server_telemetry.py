@@ -116,7 +116,9 @@ class _Lines(logging.Formatter):
             head = {"time": when, "level": record.levelname.lower(), "event": message}
             return json.dumps({**head, **facts}, ensure_ascii=False, default=str)
         rest = "  ".join(f"{name}={value}" for name, value in facts.items() if value != [])
-        return f"{when[11:23]} {record.levelname.lower():7} {message}  {rest}".rstrip()
+        line = f"{when[11:23]} {record.levelname.lower():7} {message}  {rest}".rstrip()
+        # One line, whatever a caller asked for, that does not steer the terminal.
+        return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in line)
 
 
 def _where(record: logging.LogRecord) -> list[str]:

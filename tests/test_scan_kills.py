@@ -71,10 +71,10 @@ def test_a_full_disk_is_told_and_the_same_scan_goes_on(tmp_path: Path) -> None:
     resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, before[1]))
     try:
         with pytest.raises(ScanError, match="cannot be written: File too large: mend that and run"):
-            scan(source, tmp_path / "out.jsonl", chunk=10)
+            scan(source, tmp_path / "out.jsonl", chunk=3)
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, before)
-    tally = scan(source, tmp_path / "out.jsonl", chunk=10)
+    tally = scan(source, tmp_path / "out.jsonl", chunk=3)
     found = [row["prompt"] for row in read_rows(tmp_path / "out.jsonl")]
     assert found == [f"hello {n}" for n in range(40)]
     assert tally.rows == 40

@@ -24,6 +24,7 @@ from opentelemetry.sdk.trace.export import SimpleSpanProcessor
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 from server_kit import ChatApi, process, serving, until
 
+from guardrail._server_telemetry import _Lines
 from guardrail.audit import verify
 
 ASKED: Any = [{"role": "user", "content": "Where is Paris? Zanzibar is my secret word."}]
@@ -255,6 +256,17 @@ def test_a_log_line_holds_text_only_where_asked_for(
     assert facts["id"] == "abc-1"
     assert (facts["action"], facts["categories"]) == ("refuse", ["Violence"])
     assert ("Zanzibar" in str(facts)) is keep
+
+
+def test_no_caller_writes_a_line_of_the_log_or_steers_the_terminal_it_is_on(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    caplog.set_level("INFO", "guardrail.server")
+    with serving() as server:
+        httpx.get(f"{server.url}/models/%1b[2J%0a12:00:00.000 error faked")
+    (record,) = [record for record in caplog.records if record.getMessage() == "request"]
+    line = _Lines(as_json=False).format(record)
+    assert r"path=/v1/models/\x1b[2J\n12:00:00.000 error faked  status=404" in line
 
 
 def test_spans_tell_of_the_request_its_checks_and_its_upstream(api: ChatApi) -> None:
