@@ -63,7 +63,7 @@ def scan(
         list[str] | None,
         typer.Option(
             help="Where a row may have a response; if blank, the prompt is judged. Give it again "
-            "to judge several. [default: response, else response_0, response_1, ...]",
+            "to judge several. By default response, else response_0, response_1, ...",
         ),
     ] = None,
     batch_size: Annotated[

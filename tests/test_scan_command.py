@@ -11,9 +11,11 @@ from pathlib import Path
 
 import pytest
 from scan_kit import ROOT, read_rows, start, wait_for_rows, without_latency, write_rows
+from typer.testing import CliRunner
 
 from guardrail import Guard, OnnxModerator
 from guardrail._scan_source import open_format, open_source
+from guardrail.cli import app
 from guardrail.scan import Fields, LocalEngine
 
 
@@ -107,6 +109,12 @@ def test_a_scan_that_judged_nothing_does_not_pass_for_one_that_did(
     assert says in err
     if code != 2:
         assert len(read_rows(output)) == len(rows)
+
+
+def test_help_says_which_responses_are_judged_by_default(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", "300")
+    shown = CliRunner().invoke(app, ["scan", "--help"]).output
+    assert "By default response, else response_0, response_1, ..." in shown
 
 
 def test_parquet_without_pyarrow_names_the_extra(tmp_path: Path) -> None:

@@ -178,6 +178,14 @@ def test_all_mistakes_are_told_at_once(folder: Path) -> None:
     assert [f"line {n}: " in str(raised.value) for n in (1, 2, 4)] == [True] * 3
 
 
+def test_a_byte_order_mark_is_no_mistake_and_stays(folder: Path) -> None:
+    path = folder / "guardrail.toml"
+    path.write_bytes(b"\xef\xbb\xbfport = 9001\r\n")
+    assert load_settings(path).port == 9001
+    done = CliRunner().invoke(app, ["keys", "new", "--config", str(path)])
+    assert (done.exit_code, load_settings(path).keys[0].name) == (0, "default")
+
+
 def test_what_is_no_toml_is_named_with_its_line(folder: Path) -> None:
     with pytest.raises(ConfigError, match=r"not valid TOML: .*line 2"):
         load(folder, "port = 1\nhost = \n")
