@@ -6,8 +6,10 @@ Exit codes: 0 done, or delivered; 3 not delivered; 2 bad usage; 1 a failure of t
 
 from __future__ import annotations
 
+import errno
 import io
 import logging
+import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -78,6 +80,7 @@ class OneLineErrors(TyperGroup):
         windows_expand_args: bool = True,
         **extra: Any,
     ) -> Any:
+        _open_what_is_closed()
         for stream in (sys.stdout, sys.stderr):
             if isinstance(stream, io.TextIOWrapper):  # no terminal is too old for a quoted text
                 stream.reconfigure(errors="backslashreplace")
@@ -93,9 +96,20 @@ class OneLineErrors(TyperGroup):
         except GuardrailError as error:
             usage = UsageError, PolicyError
             code = complain(str(error), 2 if isinstance(error, usage) else 1)
+        except OSError as error:  # a name that is too long for a file, a stdout that is full
+            where = f"{os.fsdecode(error.filename)}: " if error.filename else ""
+            what = error.strerror or str(error)
+            code = complain(f"{where}{what}", 2 if error.errno == errno.ENAMETOOLONG else 1)
         if standalone_mode:
             sys.exit(code)
         return code
+
+
+def _open_what_is_closed() -> None:
+    """A service or a cron job may be started with stdin, stdout or stderr closed."""
+    for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
+        if getattr(sys, name) is None:
+            setattr(sys, name, open(os.devnull, mode, encoding="utf-8"))  # noqa: SIM115
 
 
 def complain(message: str, code: int) -> int:

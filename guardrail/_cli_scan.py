@@ -219,7 +219,8 @@ def _write_report(path: Path, tally: Tally, source: str, engine: Engine) -> None
     found = engine.identity
     text = page(tally, source=source, policy=found["policy"][0], model=found["model"][0])
     try:
-        path.write_text(text, encoding="utf-8")
+        # A name or a text may hold what UTF-8 does not: a byte, half of a surrogate pair.
+        path.write_text(text, encoding="utf-8", errors="backslashreplace")
     except OSError as error:
         raise ScanError(
             f"{path}: the report cannot be written: {error.strerror or error}: mend that and run "

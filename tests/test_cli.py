@@ -118,6 +118,9 @@ def test_check_reads_one_of_the_two_from_stdin() -> None:
         (["policy", "show", "strickt"], "did you mean 'strict'?"),
         (["scan", "nowhere.jsonl", "--output", "out.jsonl"], "nowhere.jsonl: no such file"),
         (["scan", "in.jsonl", "--output", "out.jsonl", "--address", "auto"], "of --engine ray"),
+        (["check", "--prompt", "Hello", "--model", f"./{'a' * 300}"], "File name too long"),
+        (["scan", f"{'a' * 300}.jsonl", "--output", "out.jsonl"], "File name too long"),
+        (["audit", "verify", "a" * 300], "File name too long"),
     ],
 )
 def test_bad_usage_is_one_line_and_exit_2(args: list[str], says: str) -> None:
@@ -133,6 +136,29 @@ def test_text_that_is_not_utf8_is_bad_usage() -> None:
     assert "stdin: not valid UTF-8 (byte 0xe9 at offset 3)" in says
     if os.name == "posix":
         assert "--prompt: not valid UTF-8" in one_line(run("check", "--prompt", b"caf\xe9"), 2)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="a shell, and /dev/full")
+@pytest.mark.parametrize(
+    ("command", "code", "says"),
+    [
+        ("check --prompt - <&-", 2, "stdin: the text is empty"),
+        ("check --prompt Hello >&-", 0, ""),
+        ("check --prompt Hello >/dev/null 2>&-", 0, ""),
+        ("check --prompt Hello --json >/dev/full", 1, "No space left on device"),
+    ],
+)
+def test_a_stream_that_is_closed_or_full_is_no_traceback(
+    command: str, code: int, says: str
+) -> None:
+    done = subprocess.run(
+        ["sh", "-c", f'exec "$0" -m guardrail.cli {command}', sys.executable],
+        capture_output=True,
+        env=os.environ | {"PYTHONPATH": str(ROOT)},
+        timeout=500,
+    )
+    assert (done.returncode, len(done.stderr.splitlines())) == (code, 1 if says else 0)
+    assert says.encode() in done.stderr
 
 
 def test_a_flipped_byte_in_the_model_is_a_failure(model_copy: Path) -> None:
