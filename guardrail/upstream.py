@@ -110,7 +110,7 @@ class OpenAICompatible:
             if _is_json(response):  # some servers do not know of streams
                 yield self._answer(response.read())
                 return
-            for event in EventSource(response).iter_sse():
+            for event in _event_source(response).iter_sse():
                 if (reply := events.read(event)) is not None:
                     yield reply
                 if events.done:
@@ -139,7 +139,7 @@ class OpenAICompatible:
             if _is_json(response):
                 yield self._answer(await response.aread())
                 return
-            async for event in EventSource(response).aiter_sse():
+            async for event in _event_source(response).aiter_sse():
                 if (reply := events.read(event)) is not None:
                     yield reply
                 if events.done:
@@ -281,6 +281,12 @@ class OpenAICompatible:
 
     async def __aexit__(self, *_: object) -> None:
         await self.aclose()
+
+
+def _event_source(response: httpx.Response) -> EventSource:
+    # Event streams are UTF-8, whatever their header says: WHATWG HTML, 9.2.5.
+    response.encoding = "utf-8"
+    return EventSource(response)
 
 
 class _Events:

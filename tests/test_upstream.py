@@ -174,6 +174,14 @@ def test_a_stream_is_read_in_pieces(server: Server, how: str) -> None:
     assert server.requests[0][2]["stream"] is True
 
 
+@pytest.mark.parametrize("charset", ["latin-1", "utf-16", "nonsense"])
+@streams
+def test_a_stream_is_utf8_whatever_its_header_says(server: Server, how: str, charset: str) -> None:
+    body = event("wörld", "stop") + "data: [DONE]\n\n"
+    server.script = [lambda h: h.send(200, body, f"text/event-stream; charset={charset}")]
+    assert text_of(ask(model_at(server), how)) == "wörld"
+
+
 @streams
 def test_a_server_that_does_not_stream_is_read_all_the_same(server: Server, how: str) -> None:
     server.script = [whole("all at once")]
