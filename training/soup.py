@@ -47,8 +47,8 @@ def mean(states: Sequence[Mapping[str, Tensor]]) -> dict[str, Tensor]:
 
 
 def main(args: Args) -> None:
-    if len(args.models) < 2:
-        raise SystemExit("--models: give two or more")
+    if len(args.models) + (args.start is not None) < 2:
+        raise SystemExit("--models: give two or more, or one and its --start")
     summaries = [_summary(folder) for folder in args.models]
     bases = {summary["args"]["base"] for summary in summaries}
     starts = {str(summary["args"].get("init")) for summary in summaries}

@@ -55,6 +55,14 @@ def test_the_start_may_be_a_part(runs: tuple[Path, Path, Path], tmp_path: Path) 
         torch.testing.assert_close(weight, sum(part[key] for part in parts) / 3)
 
 
+def test_one_run_and_its_start_make_a_soup(runs: tuple[Path, Path, Path], tmp_path: Path) -> None:
+    start, one, _ = runs
+    soup.main(soup.Args(models=(one,), start=start, out=tmp_path))
+    before, after = _state(start), _state(one)
+    for key, weight in _state(tmp_path).items():
+        torch.testing.assert_close(weight, (before[key] + after[key]) / 2)
+
+
 def test_a_soup_on_the_grid_is_what_int8_can_hold(
     runs: tuple[Path, Path, Path], tmp_path: Path
 ) -> None:
