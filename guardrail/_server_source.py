@@ -49,7 +49,7 @@ class Source:
             raise ConfigError(f"{path}: cannot be read: {error}") from None
         try:
             return cls(str(path), text, tomllib.loads(text), given)
-        except (tomllib.TOMLDecodeError, RecursionError) as error:
+        except (ValueError, RecursionError) as error:
             raise ConfigError(f"{path}: not valid TOML: {error}") from None
 
     def is_given(self, at: Location) -> bool:

@@ -241,7 +241,7 @@ def _load_file(path: Path, read: list[Path]) -> Policy:
 def _parse(text: str, where: str, folder: Path | None, read: list[Path]) -> Policy:
     try:
         data = tomllib.loads(text)
-    except (tomllib.TOMLDecodeError, RecursionError) as error:
+    except (ValueError, RecursionError) as error:
         raise PolicyError(f"{where}: not valid TOML: {error}") from error
     _known_keys(data, _TOP, where, "")
     base = _base(data.get("extends"), where, folder, read)

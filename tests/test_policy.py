@@ -362,6 +362,7 @@ def test_an_error_names_the_file_the_key_and_the_nearest_word_in_one_line(
     [
         ("name = 'x", "not valid TOML"),
         ("a = " + "[" * 5000, "not valid TOML"),
+        ("a = " + "9" * 5000, "not valid TOML"),
         ("", "key 'name': every policy has one"),
         ("extends = 'strict'", "key 'name': every policy has one of its own"),
         ("name = ''", "key 'name'"),

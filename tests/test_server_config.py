@@ -189,6 +189,8 @@ def test_a_byte_order_mark_is_no_mistake_and_stays(folder: Path) -> None:
 def test_what_is_no_toml_is_named_with_its_line(folder: Path) -> None:
     with pytest.raises(ConfigError, match=r"not valid TOML: .*line 2"):
         load(folder, "port = 1\nhost = \n")
+    with pytest.raises(ConfigError, match=r"not valid TOML: .*digits"):
+        load(folder, f"port = {'9' * 5000}\n")
     with pytest.raises(ConfigError, match="cannot be read"):
         load_settings(folder / "nowhere.toml")
     (folder / "latin.toml").write_bytes(b"# \xff\n")
