@@ -205,7 +205,7 @@ def _read_partial(path: Path, identity: str) -> list[dict[str, Any]]:
     whole = data[: data.rfind(b"\n") + 1]
     try:
         lines = [json.loads(line) for line in whole.splitlines()]
-    except ValueError:
+    except (ValueError, RecursionError):
         return []  # not ours
     if not lines or lines[0] != {"for": identity}:
         return []

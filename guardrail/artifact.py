@@ -140,6 +140,8 @@ def read_manifest(folder: Path, *, verify: bool = True) -> Manifest:
             f"{TAXONOMY_VERSION!r}: train or install the model anew"
         )
     try:
+        if not isinstance(manifest.id, str):  # it stands in each verdict
+            raise TypeError(f"id {manifest.id!r} is no name")
         manifest.encoder_config()
         for direction in Direction:
             manifest.calibration_of(direction)

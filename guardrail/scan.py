@@ -217,7 +217,7 @@ class Scan:
         try:
             left = json.loads(self.state.read_bytes())
             Tally.from_json(left["tally"])
-        except (OSError, ValueError, KeyError, TypeError):
+        except (OSError, ValueError, KeyError, TypeError, RecursionError):
             return None  # `_left_behind` says what is wrong with it
         return left if left.get("complete") else None
 
@@ -266,7 +266,7 @@ class Scan:
             problem = f"{self.partial} is shorter than this says"
         except FileNotFoundError:
             return None
-        except (OSError, ValueError, KeyError, TypeError) as error:
+        except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
             problem = f"cannot be read ({error})"
         if self._overwrite:
             return None

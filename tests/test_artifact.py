@@ -136,6 +136,7 @@ def cut(folder: Path) -> None:
         lambda folder: (folder / "manifest.json").write_text("[" * 100_000),
         lambda folder: (folder / "manifest.json").write_text("{}"),
         lambda folder: edit(folder, unknown=1),
+        lambda folder: edit(folder, id=5),
         lambda folder: edit(folder, files={"model.onnx": "0"}),
         lambda folder: edit(folder, files=["model.onnx", "tokenizer.json"]),
         lambda folder: edit(folder, files={"model.onnx": 1, "tokenizer.json": 2}),

@@ -311,6 +311,13 @@ def test_a_policy_is_found_from_an_output_behind_a_link(tmp_path: Path) -> None:
     assert Policy.load(at).input == Policy.load("strict").input
 
 
+def test_what_an_earlier_run_did_not_leave_is_no_start(tmp_path: Path) -> None:
+    source = write(tmp_path / "rows.jsonl", prompts(40))
+    (tmp_path / "p.toml.partial").write_text("[" * 100_000 + "\n")
+    done = run(str(source), "--target-fpr", "0.1", "--output", str(tmp_path / "p.toml"))
+    assert (done.returncode, done.stderr) == (0, b"")
+
+
 def test_a_killed_run_goes_on_and_ends_like_an_unbroken_one(tmp_path: Path) -> None:
     source = write(tmp_path / "rows.jsonl", prompts(200))
     whole, broken = tmp_path / "whole" / "p.toml", tmp_path / "broken" / "p.toml"

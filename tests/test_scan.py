@@ -276,13 +276,13 @@ def test_an_input_edited_in_place_is_not_gone_on_with_though_size_and_time_are_t
     assert judged[-1].text == "a bomb 1"
 
 
-@pytest.mark.parametrize("damage", ["state", "partial"])
+@pytest.mark.parametrize("damage", ['{"scan": ', "[" * 100_000, "partial"])
 def test_what_is_left_damaged_is_told(damage: str, tmp_path: Path) -> None:
     source, output = interrupted(tmp_path)
-    if damage == "state":
-        (tmp_path / "out.jsonl.partial.state").write_text('{"scan": ')
-    else:
+    if damage == "partial":
         os.truncate(tmp_path / "out.jsonl.partial", 10)
+    else:
+        (tmp_path / "out.jsonl.partial.state").write_text(damage)
     with pytest.raises(ScanUsageError, match="--overwrite starts the scan anew"):
         scan(source, output)
     assert scan(source, output, overwrite=True).rows == 20
