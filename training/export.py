@@ -137,7 +137,7 @@ def main(args: Args) -> None:
         base=trained["base"],
         licence=LICENCE,
         data=[data_source(name, rows) for name, rows in summary["sources"].items()],
-        command=_command(trained, summary),
+        command=command_of(summary),
         seed=trained["seed"],
         created=datetime.now(UTC).strftime("%Y-%m-%d"),
         encoding=encoder.config.to_json(),
@@ -171,14 +171,15 @@ def data_source(name: str, rows: int) -> dict[str, Any]:
     return {"name": name, "rows": rows, "licence": licences.get(name, "see the data card")}
 
 
-def _command(trained: dict[str, Any], summary: dict[str, Any]) -> str:
-    """What was run; of a soup, for each of its seeds."""
-    command = f"python -m training.moderation {' '.join(_flags(trained))}"
+def command_of(summary: dict[str, Any]) -> str:
+    """What was run, from the summary of a run or of a soup; of a soup, for each of its seeds."""
+    command = f"python -m training.moderation {' '.join(_flags(summary['args']))}"
     seeds, start = summary.get("soup_seeds"), summary.get("soup_start")
     if seeds is None:
         return command
     soup = "python -m training.soup" + (f" --start {start}" if start else "")
-    return f"{command}; the same with each --seed of {seeds}; {soup}"
+    rest = f"the same with each --seed of {seeds[1:]}; " if seeds[1:] else ""
+    return f"{command}; {rest}{soup}"
 
 
 def _flags(args: dict[str, Any]) -> list[str]:
@@ -190,7 +191,8 @@ def _flags(args: dict[str, Any]) -> list[str]:
         if isinstance(value, bool):
             flags.append(f"--{'' if value else 'no-'}{option}")
         elif isinstance(value, dict):
-            flags += [f"--{option} {key} {one}" for key, one in value.items()]
+            pairs = " ".join(f"{key} {one}" for key, one in value.items())
+            flags.append(f"--{option} {pairs}".rstrip())
         elif isinstance(value, list):
             flags.append(f"--{option} {' '.join(map(str, value))}")
         else:

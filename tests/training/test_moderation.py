@@ -9,7 +9,7 @@ import signal
 import subprocess
 import sys
 import time
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import numpy as np
@@ -152,6 +152,21 @@ def test_the_manifest_names_data_licences_command_and_seed(artifact: Path) -> No
     assert all(source["licence"] for source in manifest.data)
     assert "training.moderation" in manifest.command
     assert set(manifest.thresholds) == {"input", "output"}
+
+
+def test_the_manifests_command_runs_the_same_again() -> None:
+    args = Args(
+        include=("annotated/", "benign/"), repeat={"over_refusal/": 3, "benign/": 2}, focal=1.0,
+        people=Path("labels"), severity_weight=(1.0, 2.0, 1.0), quantization_aware=True, bf16=False,
+    )  # fmt: skip
+    trained = json.loads(json.dumps(asdict(args), default=str))  # as a run's summary has them
+    assert tyro.cli(Args, args=export.command_of({"args": trained}).split()[3:]) == args
+    soup = export.command_of({"args": trained, "soup_seeds": [5, 6, 7], "soup_start": "begun"})
+    assert soup.endswith(
+        "; the same with each --seed of [6, 7]; python -m training.soup --start begun"
+    )
+    alone = export.command_of({"args": trained, "soup_seeds": [5], "soup_start": "begun"})
+    assert "the same with" not in alone
 
 
 def test_an_artifact_that_disagrees_with_training_is_not_written(
