@@ -4,6 +4,7 @@ traced, and the audit log.
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,7 @@ from guardrail._onnx import DeviceError
 from guardrail._server_config import Settings
 from guardrail._server_metrics import Metrics
 from guardrail._server_telemetry import RECORD, span
+from guardrail.audit import _without_text
 from guardrail.batching import Batcher
 from guardrail.errors import ArtifactError
 from guardrail.guard import Guard
@@ -38,7 +40,7 @@ class ServedGuard(Guard):
 
     async def acheck_many(self, pairs: Sequence[Pair]) -> list[Verdict]:
         with self._metrics.checking(len(pairs)), span("guardrail.check", texts=len(pairs)) as one:
-            verdicts = await super().acheck_many(pairs)
+            verdicts = [_for_callers(v) for v in await super().acheck_many(pairs)]
             worst = max(verdicts, key=lambda v: v.action.rank, default=None)
             if worst is not None:
                 one.note(
@@ -53,6 +55,13 @@ class ServedGuard(Guard):
             if record is not None:
                 record.see(pair, verdict)
         return verdicts
+
+
+def _for_callers(verdict: Verdict) -> Verdict:
+    """What failed; the log says why, which may name this machine's files."""
+    if verdict.error is None:
+        return verdict
+    return dataclasses.replace(verdict, error=_without_text(verdict.error))
 
 
 def open_moderator(settings: Settings, given: Moderator | None) -> Moderator:

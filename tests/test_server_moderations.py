@@ -6,6 +6,7 @@ import asyncio
 import json
 import subprocess
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import httpx
@@ -181,6 +182,19 @@ def test_a_moderator_that_fails_fails_closed_and_says_so() -> None:
     assert result.flagged
     assert (verdict["degraded"], verdict["action"]) == (True, "refuse")
     assert 'guardrail_degraded_total{direction="input"} 1.0' in metrics
+
+
+def test_callers_hear_what_failed_and_the_log_why(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    log = tmp_path / "audit.jsonl"
+    with serving(audit={"path": str(log)}) as server:
+        log.with_name("audit.jsonl.head").unlink()
+        answer = httpx.post(f"{server.url}/moderations", json={"input": "fine"})
+    verdict = answer.json()["results"][0]["guardrail"]
+    assert (verdict["action"], verdict["degraded"], verdict["error"]) == ("refuse", True, "audit")
+    assert str(tmp_path) not in answer.text
+    assert f"{log}: its head is missing" in caplog.text
 
 
 def test_what_a_policy_lets_pass_at_its_own_risk_is_not_flagged() -> None:
