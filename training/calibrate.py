@@ -50,13 +50,13 @@ class Args:
     data: Path = Path("build/data")
     source: Path = Path("../shared/data")
     """Folder of the labelled data, for what people said of annotated answers."""
-    target_fpr: float = 0.015
+    target_fpr: float = 0.01
     """Benign answers that may be flagged, as a share."""
     target_fpr_input: float = 0.035
     """The same for prompts, where the benign ones are over-refusal questions, hard on purpose."""
-    slack_input: float = 0.01
-    """F1 that may be given up on prompts for a threshold that flags fewer: people who ask mind
-    being refused, while what the model answers is judged yet."""
+    slack_input: float = 0.02
+    """F1 on prompts, of which few are annotated, that counts as level with the best: the threshold
+    is in the middle of those."""
     few: int = 25
     """Categories with fewer positives share one scaling, and one threshold."""
     delta: float = 0.1

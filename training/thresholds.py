@@ -7,6 +7,7 @@ positives), and what it costs to promise that few harms pass.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from statistics import median_high
 from typing import Any
 
 import numpy as np
@@ -38,16 +39,19 @@ def fit_levels(
     """probability (n, 3) and truth (n,) of annotated texts; benign (m,) P(>= minor); people (k,)
     P(>= minor) of texts that people labelled, and what they said (k,) bool.
 
-    `minor` flags at most `target_fpr` of the benign, and is the highest whose F1 is within `slack`
-    of the best: F1 against the annotation, or the mean of that and F1 against people, where there
-    are any. The others are where quadratic kappa is best.
+    `minor` flags at most `target_fpr` of the benign, and is the middle one of those whose F1 is
+    within `slack` of the best: on few texts F1 is a plateau, and where on it the highest lies is
+    chance. F1 is against the annotation, or the mean of that and F1 against people, where there are
+    any. The others are where quadratic kappa is best.
     """
     grid = np.arange(0.1, 0.91, 0.01)
     floor = threshold_for_rate(benign, target_fpr).value if len(benign) else 0.0
     allowed = [t for t in grid if t >= floor] or [max(floor, grid[-1])]
     labelled = [(probability[:, 0], truth > 0), *([people] if people is not None else [])]
     scores = [np.mean([f1_score(unsafe, p >= t) for p, unsafe in labelled]) for t in allowed]
-    minor = max(t for t, f1 in zip(allowed, scores, strict=True) if f1 >= max(scores) - slack)
+    minor = median_high(
+        t for t, f1 in zip(allowed, scores, strict=True) if f1 >= max(scores) - slack
+    )
 
     def called(moderate: float, severe: float) -> np.ndarray:
         reached = probability >= np.array([minor, moderate, severe])

@@ -97,6 +97,17 @@ def test_the_minor_threshold_flags_no_more_benign_texts_than_allowed() -> None:
     assert free["minor"] <= levels["minor"]
 
 
+def test_the_minor_threshold_is_in_the_middle_of_those_that_are_as_good() -> None:
+    truth = np.repeat([0, 3], 50)
+    apart = np.where(truth > 0, 0.8, 0.2)[:, None].repeat(3, axis=1)
+    assert fit_levels(apart, truth, np.array([]), 0.02)["minor"] == pytest.approx(0.5, abs=0.02)
+    one_off = apart.copy()
+    one_off[0] = 0.6  # a harmless text that a threshold of 0.6 and less flags: F1 0.990
+    assert fit_levels(one_off, truth, np.array([]), 0.02)["minor"] > 0.6
+    level = fit_levels(one_off, truth, np.array([]), 0.02, slack=0.02)["minor"]
+    assert level == pytest.approx(0.5, abs=0.02)
+
+
 def test_people_who_call_more_harmful_lower_the_minor_threshold_within_the_budget() -> None:
     rng = np.random.default_rng(0)
     truth = rng.integers(0, 4, 600)
