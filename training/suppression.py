@@ -4,11 +4,11 @@
 
 Every policy answers the same prompts, which neither the policies nor the moderator nor the judge
 were trained on (the test split of `training.data`): harmful ones, everyday ones, and harmless ones
-that sound harmful. The judge is of another base (MPNet) than the cost model and saw no policy; but
-it has labelled texts for the guard's model, from which the cost began, so what it lets through may
-be what they let through (docs/suppression.md): hence a second one, of words (`word_judge`). Answers
-are kept under `--out` as they come, so that a run that was stopped goes on; those that another
-adapter, seed or choice of prompts made are refused.
+that sound harmful. The judge should be of another base than the cost model and the guard, and have
+labelled nothing that they learnt from; what they share with it, such as annotations, flatters them
+(docs/suppression.md): hence a second one, of words (`word_judge`). Answers are kept under `--out`
+as they come, so that a run that was stopped goes on; those that another adapter, seed or choice of
+prompts made are refused.
 """
 
 from __future__ import annotations
@@ -59,8 +59,8 @@ HARMFUL = (
 @dataclass
 class Args(AnswerArgs):
     data: Path = Path("build/data")
-    judge: Path = Path("build/teacher")
-    """A trained moderation model of another base than the cost model's."""
+    judge: Path = Path("build/judge")
+    """What training.moderation trained on another base than the cost model's and the guard's."""
     guard: str = "small"
     guard_policy: str = "balanced"
     docs: Path | None = None
