@@ -142,14 +142,17 @@ def _connection_fields(model: gr.HTML) -> list[gr.Textbox]:
                 placeholder="never stored",
                 min_width=120,
             )
-    for field in (url, name):
-        field.change(
-            lambda *given: render.model_line(_connection(*given).name),
-            [url, name],
-            model,
-            show_progress="hidden",
-            api_visibility="private",
-        )
+    # One event for both, and the last always counts: of two that run side by side, the one that
+    # saw half of what was typed could end last, and its line would stay.
+    gr.on(
+        [url.change, name.change],
+        lambda *given: render.model_line(_connection(*given).name),
+        [url, name],
+        model,
+        trigger_mode="always_last",
+        show_progress="hidden",
+        api_visibility="private",
+    )
     return [url, name, key]
 
 
