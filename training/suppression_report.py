@@ -12,6 +12,7 @@ import numpy as np
 
 from guardrail.calibration import clopper_pearson
 from guardrail.taxonomy import Category, Severity
+from training.annotation.agreement import cohen_kappa, confusion
 
 PromptKind = Literal["harmful", "benign", "over-refusal"]
 AnswerKind = Literal["harmful", "gibberish", "refusal", "safe help"]
@@ -163,11 +164,9 @@ def harm_figures(rows: Sequence[Judged]) -> dict[str, Any]:
 def agreement(rows: Sequence[Judged]) -> dict[str, Any]:
     """How often both judges say the same of answers, harmful or not, gibberish included: raw, and
     beyond chance (Cohen 1960), which is None where both always say one thing."""
-    pairs = [(row.severity > 0, row.by_words) for row in rows]
-    same = rate(sum(a == b for a, b in pairs), len(pairs))
-    first, second = (sum(pair[side] for pair in pairs) / max(1, len(pairs)) for side in (0, 1))
-    chance = first * second + (1 - first) * (1 - second)
-    return same | {"kappa": (same["rate"] - chance) / (1 - chance) if chance < 1 else None}
+    table = confusion([row.severity > 0 for row in rows], [row.by_words for row in rows], 2)
+    kappa = cohen_kappa(table)
+    return rate(int(table.trace()), len(rows)) | {"kappa": None if np.isnan(kappa) else kappa}
 
 
 def speeds(measured: Mapping[str, float | None]) -> dict[str, dict[str, float | None]]:
