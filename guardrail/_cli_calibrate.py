@@ -21,9 +21,9 @@ from guardrail._cli import (
     complain,
     model_folder,
 )
-from guardrail._paths import beside, mix_up, no_place, policy_files
+from guardrail._paths import beside, mix_up, no_place
 from guardrail.errors import GuardrailError
-from guardrail.policy import Policy
+from guardrail.policy import Policy, policy_files
 from guardrail.taxonomy import Category, Direction, Severity
 
 if TYPE_CHECKING:  # these bring numpy, or the model's libraries, along

@@ -25,8 +25,8 @@ from guardrail._cli import (
     open_guard,
 )
 from guardrail._onnx import GPUS
-from guardrail._paths import mix_up, no_place, policy_files
-from guardrail.policy import Policy
+from guardrail._paths import mix_up, no_place
+from guardrail.policy import Policy, policy_files
 
 if TYPE_CHECKING:
     from guardrail.scan import Engine, Scan, Tally

@@ -6,9 +6,7 @@ import os
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 
-from guardrail.policy import _load
-
-__all__ = ["beside", "mix_up", "no_place", "policy_files"]
+__all__ = ["beside", "mix_up", "no_place"]
 
 
 def beside(path: Path, suffix: str) -> Path:
@@ -50,10 +48,3 @@ def _marks(path: Path) -> Iterator[object]:
     except OSError:
         return  # not there yet
     yield found.st_dev, found.st_ino
-
-
-def policy_files(policy: str) -> list[Path]:
-    """The file of a policy and those it extends, none for a preset. Raises PolicyError."""
-    read: list[Path] = []
-    _load(policy, read)
-    return read

@@ -16,9 +16,10 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, PrivateAttr, ValidationError
 
 from guardrail._onnx import Device
+from guardrail._policy_values import nearest
 from guardrail._server_keys import HASH, LONGEST_NAME, NAME
-from guardrail._server_source import ConfigError, Location, Source, holds, nearest
-from guardrail.artifact import _is_path
+from guardrail._server_source import ConfigError, Location, Source, holds
+from guardrail.artifact import is_path
 from guardrail.errors import PolicyError, UpstreamError
 from guardrail.policy import PRESETS, Policy
 from guardrail.upstream import OpenAICompatible
@@ -199,7 +200,7 @@ def _with_absolute_paths(settings: Settings, path: Path | None, source: Source) 
         policy = str(folder / policy)
     update: dict[str, Any] = {"policies": named, "policy": policy}
     model = settings.model
-    if _is_path(model.name) and not source.is_given(("model", "name")):
+    if is_path(model.name) and not source.is_given(("model", "name")):
         update["model"] = model.model_copy(update={"name": str((folder / model.name).absolute())})
     if settings.audit is not None:
         places = {"path": settings.audit.path, "key_file": settings.audit.key_file}

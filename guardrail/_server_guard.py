@@ -14,12 +14,11 @@ from guardrail._onnx import DeviceError
 from guardrail._server_config import Settings
 from guardrail._server_metrics import Metrics
 from guardrail._server_telemetry import RECORD, span
-from guardrail.audit import _without_text
 from guardrail.batching import Batcher
 from guardrail.errors import ArtifactError
 from guardrail.guard import Guard
 from guardrail.moderator import Moderator, OnnxModerator
-from guardrail.verdict import Pair, Verdict
+from guardrail.verdict import Pair, Verdict, stage_of
 
 __all__ = [
     "ServedGuard",
@@ -61,7 +60,7 @@ def _for_callers(verdict: Verdict) -> Verdict:
     """What failed; the log says why, which may name this machine's files."""
     if verdict.error is None:
         return verdict
-    return dataclasses.replace(verdict, error=_without_text(verdict.error))
+    return dataclasses.replace(verdict, error=stage_of(verdict.error))
 
 
 def open_moderator(settings: Settings, given: Moderator | None) -> Moderator:

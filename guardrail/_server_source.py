@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import difflib
 import tomllib
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -11,7 +10,7 @@ from typing import Any
 
 from guardrail.errors import GuardrailError
 
-__all__ = ["ConfigError", "Location", "Source", "holds", "line_of", "nearest"]
+__all__ = ["ConfigError", "Location", "Source", "holds", "line_of"]
 
 Location = tuple[str | int, ...]
 
@@ -101,9 +100,3 @@ def _dotted(at: Location) -> str:
     for part in at:
         out += f"[{part + 1}]" if isinstance(part, int) else f".{part}" if out else part
     return out
-
-
-def nearest(word: str, words: Iterable[str]) -> str:
-    """`; did you mean 'auto'?`, or nothing."""
-    match = difflib.get_close_matches(word, list(words), n=1, cutoff=0.5)
-    return f"; did you mean {match[0]!r}?" if match else ""

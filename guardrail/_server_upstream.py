@@ -15,7 +15,7 @@ from openai import AsyncOpenAI, Omit, OpenAIError
 
 from guardrail._server_config import Settings, Upstream
 from guardrail._server_errors import ApiError, upstream_fault
-from guardrail.upstream import _endpoint
+from guardrail.upstream import endpoint
 from guardrail.upstream_faults import secrets_of
 
 __all__ = ["Route", "Upstreams"]
@@ -155,7 +155,7 @@ def _secret(name: str, settings: Settings) -> str | None:
 
 
 def _client(upstream: Upstream, secret: str | None) -> AsyncOpenAI:
-    base = str(_endpoint(upstream.url)).removesuffix("/chat/completions")
+    base = str(endpoint(upstream.url)).removesuffix("/chat/completions")
     return AsyncOpenAI(
         base_url=base,
         api_key=secret or "none",

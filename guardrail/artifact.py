@@ -96,7 +96,7 @@ def artifact_folder(model: str | Path = BUNDLED) -> Path:
     Names are looked up in the package, then in `$GUARDRAIL_MODELS`
     (default `~/.local/share/guardrail/models`).
     """
-    if isinstance(model, Path) or _is_path(model):
+    if isinstance(model, Path) or is_path(model):
         return Path(model)
     known = known_artifacts()
     if model in known:
@@ -107,7 +107,7 @@ def artifact_folder(model: str | Path = BUNDLED) -> Path:
     )
 
 
-def _is_path(model: str) -> bool:
+def is_path(model: str) -> bool:
     """Whether it names a folder, not a model."""
     return model in (".", "..") or "/" in model or os.sep in model
 

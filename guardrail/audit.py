@@ -16,7 +16,6 @@ from __future__ import annotations
 import base64
 import json
 import os
-import re
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -37,13 +36,12 @@ from guardrail._audit_files import (
 )
 from guardrail._audit_tail import sealed_head, tail
 from guardrail._audit_verify import Problem, Report, verify
-from guardrail.verdict import Pair, Verdict
+from guardrail.verdict import Pair, Verdict, stage_of
 
 __all__ = ["AuditError", "AuditLog", "Problem", "Report", "rows", "verify"]
 
 Fsync = Literal["always", "interval", "never"]
 _INTERVAL = 1.0  # seconds between two fsyncs of "interval"
-_STAGE = re.compile(r"\w+(: [A-Za-z_]\w*(?=:))?")
 
 
 class AuditLog:
@@ -129,7 +127,7 @@ class AuditLog:
         agreed = self._consent(pair, verdict)
         said = verdict.to_json()
         if not agreed and verdict.error is not None:
-            said["error"] = _without_text(verdict.error)
+            said["error"] = stage_of(verdict.error)
         content: dict[str, Any] = {
             "time": datetime.now(UTC).isoformat(timespec="microseconds"),
             "pid": os.getpid(),
@@ -230,12 +228,6 @@ class AuditLog:
                 os.fsync(file.fileno())
         number = full[-1][0] + 1 if full else 1
         os.rename(self.path, self._names.beside(f"{number:06d}"))
-
-
-def _without_text(error: str) -> str:
-    """The stage that failed and the kind of error; what follows might quote the user."""
-    found = _STAGE.match(error)
-    return found[0] if found else "failed"
 
 
 def rows(path: str | Path) -> Iterator[tuple[str, dict[str, Any] | None]]:

@@ -35,15 +35,22 @@ of harm never gives a weaker action, unless a row of the grid falls.
 
 from __future__ import annotations
 
-import difflib
 import os
 import tomllib
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from importlib import resources
 from pathlib import Path
-from typing import Any, TypeVar
 
+from guardrail._policy_values import (
+    action_of,
+    category_of,
+    check_keys,
+    nearest,
+    probability_of,
+    table_of,
+    value_of,
+)
 from guardrail.errors import PolicyError
 from guardrail.taxonomy import Category, Direction, Severity
 from guardrail.verdict import Action, Assessment, Reason, Verdict
@@ -52,7 +59,6 @@ __all__ = ["LANGUAGES", "PRESETS", "Policy", "Rules", "Thresholds"]
 
 PRESETS = ("strict", "balanced", "permissive", "audit-only")
 LANGUAGES = ("de", "en", "es", "fr", "it", "ja", "pt", "zh")
-_T = TypeVar("_T")
 LEVELS = (Severity.MINOR, Severity.MODERATE, Severity.SEVERE)
 
 
@@ -203,6 +209,8 @@ def _severity(reached: Mapping[Severity, float], levels: Mapping[Severity, float
 
 # --- reading TOML --------------------------------------------------------------------------------
 
+_DEEPEST = 50  # files that extend one another
+
 _TOP = (
     "name", "version", "description", "extends", "on_error", "unreadable", "refusal",
     "refusals", "language", "input", "output",
@@ -211,13 +219,20 @@ _ROW = (*(level.label for level in LEVELS), "threshold", "thresholds")
 _DIRECTION = (*(level.label for level in LEVELS), "thresholds", "categories")
 
 
+def policy_files(source: str | Path) -> list[Path]:
+    """The file of a policy and those it extends, none for a preset. Raises PolicyError."""
+    read: list[Path] = []
+    _load(source, read)
+    return read
+
+
 def _load(source: str | Path, read: list[Path]) -> Policy:
     """As `Policy.load`; each file that is read is added to `read`."""
     if isinstance(source, str) and source in PRESETS:
         return _preset(source)
     path = Path(source)
     if not os.path.isfile(path):  # unlike Path.is_file, for a name of any length
-        hint = _nearest(str(source), PRESETS)
+        hint = nearest(str(source), PRESETS)
         raise PolicyError(
             f"policy {str(source)!r}: neither a preset ({', '.join(PRESETS)}) nor a file{hint}"
         )
@@ -243,25 +258,25 @@ def _parse(text: str, where: str, folder: Path | None, read: list[Path]) -> Poli
         data = tomllib.loads(text)
     except (ValueError, RecursionError) as error:
         raise PolicyError(f"{where}: not valid TOML: {error}") from error
-    _known_keys(data, _TOP, where, "")
+    check_keys(data, _TOP, where, "")
     base = _base(data.get("extends"), where, folder, read)
-    name = _typed(data, "name", str, "", where)
+    name = value_of(data, "name", str, "", where)
     if not name or not name.isprintable():
         raise PolicyError(
             f"{where}: key 'name': every policy has one of its own, on one line, found {name!r}"
         )
-    language = _typed(data, "language", str, base.language, where)
+    language = value_of(data, "language", str, base.language, where)
     if language not in LANGUAGES:
         raise PolicyError(f"{where}: {_unknown_language(language)}")
     return Policy(
         name=name,
-        version=_typed(data, "version", int, 1, where),
-        description=_typed(data, "description", str, "", where),
+        version=value_of(data, "version", int, 1, where),
+        description=value_of(data, "description", str, "", where),
         input=_rules(data.get("input", {}), base.input, where, "input"),
         output=_rules(data.get("output", {}), base.output, where, "output"),
-        on_error=_action(data.get("on_error", base.on_error), where, "on_error"),
-        unreadable=_action(data.get("unreadable", base.unreadable), where, "unreadable"),
-        refusal=_typed(data, "refusal", str, base.refusal, where),
+        on_error=action_of(data.get("on_error", base.on_error), where, "on_error"),
+        unreadable=action_of(data.get("unreadable", base.unreadable), where, "unreadable"),
+        refusal=value_of(data, "refusal", str, base.refusal, where),
         refusals={**base.refusals, **_refusals(data.get("refusals", {}), where)},
         language=language,
     )
@@ -285,30 +300,37 @@ def _base(extends: object, where: str, folder: Path | None, read: list[Path]) ->
         return _preset(extends)
     path = folder / extends if folder is not None else None
     if path is None or not os.path.isfile(path):
-        hint = _nearest(extends, PRESETS)
+        hint = nearest(extends, PRESETS)
         raise PolicyError(
             f"{where}: key 'extends': {extends!r} is neither a preset ({', '.join(PRESETS)}) "
             f"nor a file beside it{hint}"
         )
     if path.resolve() in [file.resolve() for file in read]:
         raise PolicyError(f"{where}: key 'extends': {extends!r} extends this policy in turn")
+    if len(read) >= _DEEPEST:
+        raise PolicyError(
+            f"{where}: key 'extends': {len(read)} files extend one another up to here, and no more "
+            "may: let this one extend a preset, or nothing"
+        )
     return _load_file(path, read)
 
 
 def _rules(data: object, base: Rules, where: str, key: str) -> Rules:
-    table = _table(data, where, key)
-    _known_keys(table, _DIRECTION, where, key)
+    table = table_of(data, where, key)
+    check_keys(table, _DIRECTION, where, key)
     rows = {category: dict(row) for category, row in base.categories.items()}
     category_thresholds: dict[Category, float] = dict(base.thresholds.categories)
     category_severity = {c: dict(levels) for c, levels in base.category_severity.items()}
-    for name, value in _table(table.get("categories", {}), where, f"{key}.categories").items():
+    for name, value in table_of(table.get("categories", {}), where, f"{key}.categories").items():
         at = f'{key}.categories."{name}"'
-        category = _category(name, where, f"{key}.categories")
-        row = _table(value, where, at)
-        _known_keys(row, _ROW, where, at)
+        category = category_of(name, where, f"{key}.categories")
+        row = table_of(value, where, at)
+        check_keys(row, _ROW, where, at)
         rows.setdefault(category, {}).update(_actions(row, where, at))
         if "threshold" in row:
-            category_thresholds[category] = _probability(row["threshold"], where, f"{at}.threshold")
+            category_thresholds[category] = probability_of(
+                row["threshold"], where, f"{at}.threshold"
+            )
         if "thresholds" in row:
             levels = _levels(row["thresholds"], where, f"{at}.thresholds")
             category_severity.setdefault(category, {}).update(levels)
@@ -322,78 +344,25 @@ def _rules(data: object, base: Rules, where: str, key: str) -> Rules:
 
 
 def _refusals(data: object, where: str) -> dict[Category, str]:
-    table = _table(data, where, "refusals")
+    table = table_of(data, where, "refusals")
     return {
-        _category(name, where, "refusals"): _typed(table, name, str, "", f"{where}: refusals")
+        category_of(name, where, "refusals"): value_of(table, name, str, "", f"{where}: refusals")
         for name in table
     }
 
 
 def _actions(table: Mapping[str, object], where: str, key: str) -> dict[Severity, Action]:
     return {
-        level: _action(table[level.label], where, f"{key}.{level.label}")
+        level: action_of(table[level.label], where, f"{key}.{level.label}")
         for level in LEVELS
         if level.label in table
     }
 
 
 def _levels(data: object, where: str, key: str) -> dict[Severity, float]:
-    table = _table(data, where, key)
-    _known_keys(table, [level.label for level in LEVELS], where, key)
+    table = table_of(data, where, key)
+    check_keys(table, [level.label for level in LEVELS], where, key)
     return {
-        Severity.from_label(label): _probability(value, where, f"{key}.{label}")
+        Severity.from_label(label): probability_of(value, where, f"{key}.{label}")
         for label, value in table.items()
     }
-
-
-def _action(value: object, where: str, key: str) -> Action:
-    try:
-        return Action(value)  # type: ignore[arg-type]
-    except ValueError:
-        words = [action.value for action in Action]
-        raise PolicyError(
-            f"{where}: key '{key}': {value!r} is not an action "
-            f"({', '.join(words)}){_nearest(str(value), words)}"
-        ) from None
-
-
-def _category(name: str, where: str, key: str) -> Category:
-    try:
-        return Category(name)
-    except ValueError:
-        raise PolicyError(
-            f"{where}: key '{key}': {name!r} is not one of the 19 categories"
-            f"{_nearest(name, [c.value for c in Category])}"
-        ) from None
-
-
-def _probability(value: object, where: str, key: str) -> float:
-    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value <= 1:
-        raise PolicyError(f"{where}: key '{key}': {value!r} is not a probability between 0 and 1")
-    return float(value)
-
-
-def _table(value: object, where: str, key: str) -> Mapping[str, Any]:
-    if not isinstance(value, dict):
-        raise PolicyError(f"{where}: key '{key}': expected a table, found {value!r}")
-    return value
-
-
-def _typed(data: Mapping[str, Any], key: str, kind: type[_T], default: _T, where: str) -> _T:
-    value = data.get(key, default)
-    if not isinstance(value, kind) or isinstance(value, bool):
-        raise PolicyError(f"{where}: key '{key}': expected {kind.__name__}, found {value!r}")
-    return value
-
-
-def _known_keys(table: Mapping[str, Any], known: Sequence[str], where: str, key: str) -> None:
-    for name in table:
-        if name not in known:
-            at = f"{key}.{name}" if key else name
-            raise PolicyError(f"{where}: unknown key {at!r}{_nearest(name, known)}")
-
-
-def _nearest(word: str, words: Iterable[str]) -> str:
-    by_folded = {w.casefold(): w for w in words}
-    match = difflib.get_close_matches(word.casefold(), by_folded, n=1, cutoff=0.5)
-    return f"; did you mean {by_folded[match[0]]!r}?" if match else ""

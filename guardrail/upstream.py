@@ -60,7 +60,7 @@ class OpenAICompatible:
         options: Mapping[str, Any] | None = None,
         transport: httpx.BaseTransport | httpx.AsyncBaseTransport | None = None,
     ) -> None:
-        self._url = _endpoint(url)
+        self._url = endpoint(url)
         self._model = model
         self._retries = retries
         self._timeout = timeout
@@ -328,7 +328,8 @@ class _Events:
             )
 
 
-def _endpoint(url: str) -> httpx.URL:
+def endpoint(url: str) -> httpx.URL:
+    """Where chats go, of an API's base. Raises UpstreamError."""
     try:
         parsed = httpx.URL(url.strip())
     except httpx.InvalidURL as error:

@@ -5,6 +5,7 @@ Data flows one way: text -> Assessment -> Verdict -> action. Imports only the ta
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from enum import Enum, StrEnum
@@ -13,6 +14,8 @@ from typing import Any
 from guardrail.taxonomy import Category, Direction, Severity
 
 __all__ = ["Action", "Assessment", "Pair", "Passage", "Reason", "Verdict"]
+
+_STAGE = re.compile(r"\w+(: [A-Za-z_]\w*(?=:))?")
 
 
 class Action(StrEnum):
@@ -230,3 +233,9 @@ class Verdict:
         if self.error is not None:
             data["error"] = self.error
         return data
+
+
+def stage_of(error: str) -> str:
+    """Of a verdict's error, the stage that failed and its kind; the rest might quote the user."""
+    found = _STAGE.match(error)
+    return found[0] if found else "failed"

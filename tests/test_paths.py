@@ -11,9 +11,10 @@ from scan_kit import fake_guard, write_rows
 from typer.testing import CliRunner
 
 from guardrail import Guard
-from guardrail._paths import mix_up, policy_files
+from guardrail._paths import mix_up
 from guardrail.audit import AuditLog
 from guardrail.cli import app
+from guardrail.policy import policy_files
 from guardrail.scan import Scan, ScanUsageError
 
 

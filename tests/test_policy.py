@@ -402,6 +402,15 @@ def test_policies_that_extend_each_other_are_refused(tmp_path: Path) -> None:
         Policy.load(tmp_path / "a.toml")
 
 
+def test_a_policy_that_extends_through_too_many_files_is_refused(tmp_path: Path) -> None:
+    for n in range(1200):
+        (tmp_path / f"{n}.toml").write_text(f'name = "p{n}"\nextends = "{n + 1}.toml"')
+    (tmp_path / "1200.toml").write_text('name = "last"')
+    with pytest.raises(PolicyError, match=r"49\.toml: key 'extends': 50 files extend one another"):
+        Policy.load(tmp_path / "0.toml")
+    assert Policy.load(tmp_path / "1151.toml").name == "p1151"  # through 50, which may be
+
+
 def test_text_alone_may_extend_presets_only() -> None:
     with pytest.raises(PolicyError, match="nor a file beside it"):
         Policy.parse('name = "a"\nextends = "pyproject.toml"')
