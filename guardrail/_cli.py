@@ -19,6 +19,7 @@ import typer
 from typer.core import TyperGroup
 
 from guardrail._onnx import Device
+from guardrail._printable import printable
 from guardrail.errors import ArtifactError, GuardrailError, PolicyError
 from guardrail.policy import Policy
 
@@ -113,8 +114,6 @@ def _open_what_is_closed() -> None:
 
 
 def complain(message: str, code: int) -> int:
-    from guardrail._render import printable
-
     print(f"error: {printable(message)}", file=sys.stderr)
     return code
 

@@ -14,6 +14,7 @@ from typing import Annotated, Any, Literal
 import typer
 
 from guardrail._cli import UsageError, complain, text_of
+from guardrail._printable import escaped, printable
 from guardrail.taxonomy import Category, Direction, Severity
 from guardrail.verdict import Action
 
@@ -59,8 +60,6 @@ def audit_verify(
     if as_json:
         print(json.dumps(report.to_json(), indent=1))
     else:
-        from guardrail._render import printable
-
         for problem in report.problems:
             print(printable(str(problem)))
         if report.more:
@@ -215,12 +214,7 @@ def _as_line(row: _Row) -> str:
         held = "unreadable"
     time = datetime.fromisoformat(row["time"]).astimezone(UTC).isoformat(" ", "seconds")[:19]
     cells = (f"{said['direction']:<6}", f"{said['action']:<10}", f"{said['severity']:<8}", held)
-    return f"{row['seq']:>8}  {time}  {'  '.join(map(_escaped, cells))}".rstrip()
-
-
-def _escaped(cell: str) -> str:
-    """No row may steer the terminal, edited ones neither; unlike `printable`, keeps the width."""
-    return "".join(c if c.isprintable() else f"\\u{ord(c):04x}" for c in cell)
+    return f"{row['seq']:>8}  {time}  {'  '.join(map(escaped, cells))}".rstrip()
 
 
 def _about(text: str, log: Path, key: Path | None) -> _Test:

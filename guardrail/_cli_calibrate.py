@@ -22,8 +22,9 @@ from guardrail._cli import (
     model_folder,
 )
 from guardrail._paths import beside, mix_up, no_place
+from guardrail._printable import escaped, printable
 from guardrail.errors import GuardrailError
-from guardrail.policy import Policy, policy_files
+from guardrail.policy import PRESETS, Policy, policy_files
 from guardrail.taxonomy import Category, Direction, Severity
 
 if TYPE_CHECKING:  # these bring numpy, or the model's libraries, along
@@ -80,6 +81,7 @@ def calibrate(
     _check_shares(target_fpr, alpha, delta)
     base = Policy.load(policy)
     _check_files(labelled, policy, output, overwrite=overwrite)
+    name = _name(labelled, output)
 
     from guardrail._calibrate import Goal
     from guardrail._calibrate import calibrate as fit
@@ -112,7 +114,6 @@ def calibrate(
     except GuardrailError as error:
         raise UsageError(f"{labelled}: {error}") from None
     comment = _comment(labelled, moderator.id, len(rows), goal)
-    name = output.stem if output else labelled.name.partition(".")[0] or "calibrated"
     text = _write(
         output,
         lambda folder: policy_toml(name, extends_of(policy, folder), comment, fitted),
@@ -133,6 +134,21 @@ def _check_shares(target_fpr: float, alpha: float | None, delta: float) -> None:
     for name, value in (("--target-fpr", target_fpr), ("--alpha", alpha), ("--delta", delta)):
         if value is not None and not 0 < value < 1:
             raise UsageError(f"{name}: a share between 0 and 1, both left out, not {value:g}")
+
+
+def _name(labelled: Path, output: Path | None) -> str:
+    """The policy's, after its file. Raises UsageError where that could not be used."""
+    if output is None:
+        name = labelled.name.partition(".")[0]
+        return name if name and name.isprintable() else "calibrated"
+    if not output.stem.isprintable():
+        raise UsageError(
+            f"--output {str(output)!r}: the policy is named after its file, so give that a name of "
+            "printable characters, on one line"
+        )
+    if str(output) in PRESETS:
+        raise UsageError(f"--output {output}: is the name of a preset: name it {output}.toml")
+    return output.stem
 
 
 def _check_files(labelled: Path, policy: str, output: Path | None, *, overwrite: bool) -> None:
@@ -158,7 +174,7 @@ def _list_problems(path: Path, problems: Sequence[str]) -> None:
 
 
 def _warn(message: str) -> None:
-    from guardrail._render import console, printable
+    from guardrail._render import console
 
     console(stderr=True).print(f"warning: {printable(message)}", markup=False, soft_wrap=True)
 
@@ -255,7 +271,7 @@ def _comment(labelled: Path, model: str, rows: int, goal: Goal) -> list[str]:
     if goal.alpha is not None:
         promise = f", {goal.harm.label} harms alpha {goal.alpha:g}, delta {goal.delta:g}"
     return [
-        f"guardrail calibrate: {rows} rows of {labelled.name}, "
+        f"guardrail calibrate: {rows} rows of {escaped(labelled.name)}, "
         f"target false-positive rate {goal.target_fpr:g}{promise}.",
         f"Made for the model {model}: with another one, calibrate anew.",
     ]

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from guardrail._cli import UsageError
+from guardrail._printable import printable
 from guardrail.policy import Policy
 from guardrail.taxonomy import Category
 from guardrail.verdict import Action
@@ -71,7 +72,7 @@ def _print_changes(found: Sequence[Change]) -> None:
     from rich.table import Table
     from rich.text import Text
 
-    from guardrail._render import console, printable
+    from guardrail._render import console
 
     colours = {"stricter": "red", "looser": "green", "other": ""}
     table = Table(box=box.SIMPLE_HEAD)
@@ -174,7 +175,7 @@ def _print_replay(found: Replay) -> None:
     from rich import box
     from rich.table import Table
 
-    from guardrail._render import console, printable
+    from guardrail._render import console
 
     out = console()
     if found.changes:

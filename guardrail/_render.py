@@ -24,6 +24,7 @@ from rich.progress import (
 from rich.table import Column, Table
 from rich.text import Text
 
+from guardrail._printable import printable
 from guardrail.policy import LEVELS, Policy, Rules
 from guardrail.taxonomy import Category, Direction
 from guardrail.verdict import Action, Passage, Verdict
@@ -36,7 +37,6 @@ __all__ = [
     "console",
     "grid",
     "health",
-    "printable",
     "progress_line",
     "scan_progress",
     "summary",
@@ -62,12 +62,6 @@ def console(*, stderr: bool = False) -> Console:
     stream = sys.stderr if stderr else sys.stdout
     width = None if stream.isatty() else 200
     return Console(file=stream, width=width, highlight=False)
-
-
-def printable(text: str) -> str:
-    """On one line, with control and bidi characters written as escapes."""
-    line = " ".join(text.split())
-    return "".join(c if c.isprintable() else f"\\u{ord(c):04x}" for c in line)
 
 
 def verdict_view(verdict: Verdict, text: str, *, panel: bool) -> Panel | Group:

@@ -15,6 +15,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any, Literal
 
+from guardrail._printable import escaped
 from guardrail.verdict import Pair, Verdict
 
 try:
@@ -118,7 +119,7 @@ class _Lines(logging.Formatter):
         rest = "  ".join(f"{name}={value}" for name, value in facts.items() if value != [])
         line = f"{when[11:23]} {record.levelname.lower():7} {message}  {rest}".rstrip()
         # One line, whatever a caller asked for, that does not steer the terminal.
-        return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in line)
+        return escaped(line)
 
 
 def _where(record: logging.LogRecord) -> list[str]:

@@ -14,7 +14,8 @@ from typer.testing import CliRunner
 
 import guardrail
 from guardrail import Action, Category, Direction, Guard, Severity
-from guardrail._render import console, printable, verdict_view
+from guardrail._printable import printable
+from guardrail._render import console, verdict_view
 from guardrail.artifact import artifact_folder
 from guardrail.cli import app
 from guardrail.testing import FakeModerator

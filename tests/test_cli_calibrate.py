@@ -363,6 +363,29 @@ def test_what_cannot_be_is_one_line_and_exit_2(tmp_path: Path, extra: list[str],
     assert not (tmp_path / "p.toml").exists()
 
 
+@pytest.mark.parametrize(
+    ("name", "says"),
+    [("a\nb.toml", "printable"), (b"\xff.toml", "printable"), ("strict", "name of a preset")],
+)
+def test_an_output_whose_policy_could_have_no_such_name_is_refused_before_the_rows_are_read(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str | bytes, says: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    done = run("no-such-rows.jsonl", "--output", os.fsdecode(name))
+    (line,) = done.stderr.decode().splitlines()
+    assert done.returncode == 2
+    assert says in line
+
+
+def test_rows_of_any_name_make_a_policy(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    name = os.fsdecode(b"a\nname = 'other' \xff.jsonl")
+    write(tmp_path / name, prompts(20))
+    done = run(name, "--target-fpr", "0.2")
+    assert done.returncode == 0, done.stderr
+    assert Policy.parse(done.stdout.decode()).name == "calibrated"
+
+
 def test_an_output_that_is_there_is_not_replaced_unasked(tmp_path: Path) -> None:
     source, output = write(tmp_path / "rows.jsonl", prompts(20)), tmp_path / "p.toml"
     output.write_text("mine")

@@ -266,7 +266,7 @@ def test_no_caller_writes_a_line_of_the_log_or_steers_the_terminal_it_is_on(
         httpx.get(f"{server.url}/models/%1b[2J%0a12:00:00.000 error faked")
     (record,) = [record for record in caplog.records if record.getMessage() == "request"]
     line = _Lines(as_json=False).format(record)
-    assert r"path=/v1/models/\x1b[2J\n12:00:00.000 error faked  status=404" in line
+    assert r"path=/v1/models/\u001b[2J\u000a12:00:00.000 error faked  status=404" in line
 
 
 def test_spans_tell_of_the_request_its_checks_and_its_upstream(api: ChatApi) -> None:
