@@ -110,7 +110,6 @@ def open_audit(settings: Settings) -> Callable[[Pair, Verdict], None] | None:
         return None
     from guardrail.audit import AuditError, AuditLog
 
-    check_audit(settings)
     try:
         return AuditLog(
             wanted.path,
@@ -120,6 +119,7 @@ def open_audit(settings: Settings) -> Callable[[Pair, Verdict], None] | None:
             fsync=wanted.fsync,
         )
     except AuditError as error:
+        check_audit(settings)  # names the key that is to blame
         raise settings.error(("audit", "path"), str(error)) from error
 
 
