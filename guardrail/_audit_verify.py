@@ -90,9 +90,9 @@ def verify(
     Raises AuditError where there is no log or no key, ValueError for an `expect` that is none.
     """
     log = Path(path)
-    secret = key if isinstance(key, Key) else open_key(key, Names(log))
     anchor = None if expect is None else Link.parse(expect)
     with reading(log, lock=lock) as (segments, head):
+        secret = key if isinstance(key, Key) else open_key(key, Names(log))
         walk = _Walk(secret, log, pruned=pruned)
         if walk.read_head(head):
             walk.read_rows(segments, anchor, progress)

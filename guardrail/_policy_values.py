@@ -6,10 +6,10 @@ library.
 
 from __future__ import annotations
 
-import difflib
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, TypeVar
 
+from guardrail._toml import nearest
 from guardrail.errors import PolicyError
 from guardrail.taxonomy import Category
 from guardrail.verdict import Action
@@ -18,7 +18,6 @@ __all__ = [
     "action_of",
     "category_of",
     "check_keys",
-    "nearest",
     "probability_of",
     "table_of",
     "value_of",
@@ -72,10 +71,3 @@ def check_keys(table: Mapping[str, Any], known: Sequence[str], where: str, key: 
         if name not in known:
             at = f"{key}.{name}" if key else name
             raise PolicyError(f"{where}: unknown key {at!r}{nearest(name, known)}")
-
-
-def nearest(word: str, words: Iterable[str]) -> str:
-    """`; did you mean 'refuse'?`, or nothing."""
-    by_folded = {w.casefold(): w for w in words}
-    match = difflib.get_close_matches(word.casefold(), by_folded, n=1, cutoff=0.5)
-    return f"; did you mean {by_folded[match[0]]!r}?" if match else ""

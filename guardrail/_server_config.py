@@ -16,9 +16,9 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, PrivateAttr, ValidationError
 
 from guardrail._onnx import Device
-from guardrail._policy_values import nearest
 from guardrail._server_keys import HASH, LONGEST_NAME, NAME
 from guardrail._server_source import ConfigError, Location, Source, holds
+from guardrail._toml import nearest
 from guardrail.artifact import is_path
 from guardrail.errors import PolicyError, UpstreamError
 from guardrail.policy import PRESETS, Policy

@@ -8,6 +8,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
+from guardrail._toml import read_toml
 from guardrail.errors import GuardrailError
 
 __all__ = ["ConfigError", "Location", "Source", "holds", "line_of"]
@@ -47,8 +48,8 @@ class Source:
         except (OSError, UnicodeDecodeError) as error:
             raise ConfigError(f"{path}: cannot be read: {error}") from None
         try:
-            return cls(str(path), text, tomllib.loads(text), given)
-        except (ValueError, RecursionError) as error:
+            return cls(str(path), text, read_toml(text), given)
+        except ValueError as error:
             raise ConfigError(f"{path}: not valid TOML: {error}") from None
 
     def is_given(self, at: Location) -> bool:

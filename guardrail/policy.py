@@ -36,7 +36,6 @@ of harm never gives a weaker action, unless a row of the grid falls.
 from __future__ import annotations
 
 import os
-import tomllib
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from importlib import resources
@@ -46,11 +45,11 @@ from guardrail._policy_values import (
     action_of,
     category_of,
     check_keys,
-    nearest,
     probability_of,
     table_of,
     value_of,
 )
+from guardrail._toml import nearest, read_toml
 from guardrail.errors import PolicyError
 from guardrail.taxonomy import Category, Direction, Severity
 from guardrail.verdict import Action, Assessment, Reason, Verdict
@@ -255,8 +254,8 @@ def _load_file(path: Path, read: list[Path]) -> Policy:
 
 def _parse(text: str, where: str, folder: Path | None, read: list[Path]) -> Policy:
     try:
-        data = tomllib.loads(text)
-    except (ValueError, RecursionError) as error:
+        data = read_toml(text)
+    except ValueError as error:
         raise PolicyError(f"{where}: not valid TOML: {error}") from error
     check_keys(data, _TOP, where, "")
     base = _base(data.get("extends"), where, folder, read)

@@ -77,7 +77,8 @@ def test_verify_names_the_line_that_was_edited(busy: Path) -> None:
 @pytest.mark.parametrize(
     ("args", "says"),
     [
-        (["verify", "{}/nothing"], "nothing.key: cannot be read"),
+        (["verify", "{}/nothing"], "nothing: no such audit log"),
+        (["verify", "{}/audit.jsonl", "--key", "{}/nothing"], "nothing: cannot be read"),
         (["verify", "."], ".: is a folder: name a file in it"),
         (["verify", "{}"], "is a folder: name a file in it"),
         (["show", "."], ".: is a folder: name a file in it"),

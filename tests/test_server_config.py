@@ -191,6 +191,8 @@ def test_what_is_no_toml_is_named_with_its_line(folder: Path) -> None:
         load(folder, "port = 1\nhost = \n")
     with pytest.raises(ConfigError, match=r"not valid TOML: .*digits"):
         load(folder, f"port = {'9' * 5000}\n")
+    with pytest.raises(ConfigError, match=r"not valid TOML: a number has more than 64 bits"):
+        load(folder, f"port = 0x{'F' * 5000}\n")
     with pytest.raises(ConfigError, match="cannot be read"):
         load_settings(folder / "nowhere.toml")
     (folder / "latin.toml").write_bytes(b"# \xff\n")
