@@ -26,13 +26,13 @@ import tyro
 from guardrail.verdict import Pair
 from training.lm import BASES_FOLDER, LanguageModel, encode_prompt, load_policy
 from training.preference_rows import Demonstration, Preference
-from training.preferences import read_demonstrations
+from training.preferences import read_demonstrations, read_shown
 from training.rollout import EndlessPrompts, rollout_prompts, sample, texts
 from training.scorers import open_scorer, refuse_wrong_sign
 from training.suppression_report import refuses, repetition
 from training.tuning import claim, kept_rows
 
-_REPEATING = 0.3  # share of an answer's four-word runs that were there before
+REPEATING = 0.3  # share of an answer's four-word runs that were there before
 
 
 @dataclass
@@ -41,6 +41,8 @@ class Args:
     cost: Path = Path("build/cost")
     """The score model that says which answers are unsafe (cost > 0)."""
     data: Path = Path("build/preferences")
+    more: Path | None = None
+    """Further demonstrations, such as `training.everyday`'s, whose prompts are asked too."""
     bases: Path = BASES_FOLDER
     out: Path = Path("build/on_policy")
     prompts: int = 600
@@ -86,7 +88,7 @@ def choose(
     prompt, harmful = draws[0].prompt, draws[0].harmful
     if not harmful and any(d.prompt == prompt and d.kind != "benign" for d in demonstrations):
         return None
-    coherent = [d for d in draws if d.answer and repetition(d.answer) <= _REPEATING]
+    coherent = [d for d in draws if d.answer and repetition(d.answer) <= REPEATING]
     safe = sorted((d for d in coherent if d.cost <= -margin), key=lambda d: d.cost)
     own = [d.answer for d in demonstrations if d.prompt == prompt]
     if harmful:
@@ -109,10 +111,13 @@ def choose(
     )
 
 
-def draw_all(args: Args, lm: LanguageModel) -> list[list[Draw]]:
-    """The draws of each prompt; whole batches of an earlier, stopped run are kept. The randomness
-    of a batch depends on seed and place alone, so that the draws are those of a run in one go."""
+def draw_all(args: Args, lm: LanguageModel, more: Sequence[Demonstration] = ()) -> list[list[Draw]]:
+    """The draws of each prompt, the prompts of `more` among the everyday ones; whole batches of an
+    earlier, stopped run are kept. The randomness of a batch depends on seed and place alone, so
+    that the draws are those of a run in one go."""
     harmful, benign = rollout_prompts(args.data, lm.tokenizer, args.prompt_tokens)
+    new = sorted({d.prompt for d in more} - {*harmful, *benign})
+    benign += [p for p in new if len(encode_prompt(lm.tokenizer, p)) <= args.prompt_tokens]
     pool = EndlessPrompts(harmful, benign, args.harmful_share, args.seed)
     asked = pool.batch(0, min(args.prompts, 2 * len(harmful), 2 * len(benign)))
     asked.sort(key=lambda row: len(row[0]))  # alike lengths together
@@ -150,13 +155,14 @@ def draw_all(args: Args, lm: LanguageModel) -> list[list[Draw]]:
 
 
 def main(args: Args) -> None:
+    more = read_shown(args.more) if args.more else []
     claim(args.out, args)
     lm = load_policy(args.policy, args.bases, dtype="bfloat16")
     if lm.adapter:
         lm.model = lm.model.merge_and_unload()  # half as fast again
     rng = random.Random(args.seed)
-    demonstrations = read_demonstrations(args.data, "train")
-    groups = draw_all(args, lm)
+    groups = draw_all(args, lm, more)
+    demonstrations = [*read_demonstrations(args.data, "train"), *more]
     chosen = [p for g in groups if (p := choose(g, demonstrations, args.margin, rng))]
     with (args.out / "pairs.jsonl").open("w", encoding="utf-8") as file:
         file.writelines(json.dumps(asdict(p), ensure_ascii=False) + "\n" for p in chosen)

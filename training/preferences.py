@@ -60,6 +60,7 @@ __all__ = [
     "read_demonstrations",
     "read_pairs",
     "read_preferences",
+    "read_shown",
     "refuse_flipped",
     "refuses",
     "split_map",
@@ -274,7 +275,17 @@ def read_preferences(folder: Path, *splits: Split) -> list[Preference]:
 def read_demonstrations(folder: Path, *splits: Split) -> list[Demonstration]:
     """What `build` wrote, of the given splits. SystemExit names the line that is none."""
     paths = _built(folder, "demonstrations", splits)
-    return [d for path in paths for d in _each(path, read_jsonl(path), demonstration)]
+    return [d for path in paths for d in read_shown(path)]
+
+
+def read_shown(path: Path) -> list[Demonstration]:
+    """A file of demonstrations: a JSON object with the fields of `Demonstration` per line.
+    SystemExit where it is missing, or names the line that is none."""
+    if not path.exists():
+        raise SystemExit(
+            f"{path} is missing: a file of demonstrations: python -m training.everyday"
+        )
+    return list(_each(path, read_jsonl(path), demonstration))
 
 
 def report_of(pairs: Sequence[Preference], demonstrations: Sequence[Demonstration]) -> str:
