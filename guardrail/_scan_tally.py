@@ -137,4 +137,4 @@ class Tally:
 
 def _kind(error: str) -> str:
     """What was wrong, without what the row said: that stands after a colon, or is a number."""
-    return re.sub(r"\d+", "N", error.partition(":")[0])
+    return re.sub(r"(?<!UTF-)\d+", "N", error.partition(":")[0])

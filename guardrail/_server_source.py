@@ -14,6 +14,7 @@ from guardrail.errors import GuardrailError
 __all__ = ["ConfigError", "Location", "Source", "holds", "line_of"]
 
 Location = tuple[str | int, ...]
+_MOST = 20  # mistakes that are told at once
 
 
 class ConfigError(GuardrailError, ValueError):
@@ -57,13 +58,16 @@ class Source:
         return at[:1] in self.given or at[:2] in self.given
 
     def error(self, problems: Iterable[tuple[Location, str]]) -> ConfigError:
-        """All of them in one, each with its line where the file has it."""
+        """The first of them in one, each with its line where the file has it."""
+        found = list(problems)
         lines = []
-        for at, message in problems:
+        for at, message in found[:_MOST]:
             where = "settings" if self.is_given(at) else self.where
             line = None if self.is_given(at) else line_of(self.text, at)
             where += "" if line is None else f", line {line}"
             lines.append(f"{where}: key '{_dotted(at)}': {message}")
+        if len(found) > _MOST:
+            lines.append(f"and {len(found) - _MOST:,} more mistakes")
         return ConfigError("; ".join(lines))
 
 
@@ -72,18 +76,31 @@ def line_of(text: str, at: Location) -> int | None:
     where the text has none of it. Asks the TOML parser itself: of the first lines alone, the
     fewest that hold the entry end with it."""
     lines = text.split("\n")
-    while at:
-        done = 0
-        for n in range(1, len(lines) + 1):
-            try:
-                data = tomllib.loads("\n".join(lines[:n]))
-            except tomllib.TOMLDecodeError:
-                continue  # inside a value of several lines
-            if holds(data, at):
-                return done + 1
-            done = n
+
+    def parsed(n: int) -> Any:
+        try:
+            return tomllib.loads("\n".join(lines[:n]))
+        except tomllib.TOMLDecodeError:
+            return None  # inside a value of several lines
+
+    whole = parsed(len(lines))
+    while at and not holds(whole, at):
         at = at[:-1]
-    return None
+    if not at:
+        return None
+    # Bisected, for a config may have thousands of keys: no entry before `low`, one by `high`.
+    before, low, high = 0, 0, len(lines)
+    while high - low > 1:
+        middle = n = (low + high) // 2
+        while n > low and (data := parsed(n)) is None:
+            n -= 1
+        if n == low:
+            low = middle
+        elif holds(data, at):
+            high = n
+        else:
+            before = low = n
+    return before + 1
 
 
 def holds(data: Any, at: Location) -> bool:

@@ -243,6 +243,26 @@ def test_the_line_of_an_entry_is_where_it_begins(parts: list[tuple[int, str]]) -
     assert line_of(text, ("nowhere",)) is None
 
 
+def test_a_mistake_among_thousands_of_keys_is_found_at_once(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    keys = [f'[[keys]]\nname = "k{i}"\nhash = "sha256:{i:064x}"\n' for i in range(2000)]
+    keys.insert(1234, '[[keys]]\nname = "odd"\nhash = "sha256:?"\n')
+    parsed = []
+    parse = tomllib.loads
+    monkeypatch.setattr(tomllib, "loads", lambda text: parsed.append(0) or parse(text))
+    with pytest.raises(ConfigError, match=rf"line {1234 * 3 + 3}: key 'keys\[1235\].hash'"):
+        load(folder, "".join(keys))
+    assert len(parsed) < 50
+
+
+def test_of_many_mistakes_the_first_are_told_and_the_rest_counted(folder: Path) -> None:
+    with pytest.raises(ConfigError) as caught:
+        load(folder, "".join(f"zzz_{i} = 1\n" for i in range(2000)))
+    assert "line 20: key 'zzz_19': unknown key; and 1,980 more mistakes" in str(caught.value)
+    assert "zzz_20'" not in str(caught.value)
+
+
 def test_bad_settings_are_one_line_and_exit_2(folder: Path) -> None:
     path = folder / "guardrail.toml"
     path.write_text("prot = 1\n")
