@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import math
 import random
+from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
@@ -13,7 +15,8 @@ from torch import Tensor, nn
 
 from guardrail.encoding import Encoder, Window, pad
 from guardrail.verdict import Pair
-from training.data import Example, targets
+from training.data import Example, normalise, targets
+from training.losses import APART
 
 
 class Batching(Protocol):
@@ -22,6 +25,7 @@ class Batching(Protocol):
     tokens_per_batch: int
     random_window: float
     prefix: float
+    in_prompt: float
 
 
 @dataclass
@@ -59,17 +63,46 @@ def encode(examples: Sequence[Example], encoder: Encoder, teacher_share: float) 
 def batches(
     rows: Sequence[Encoded], how: Batching, rng: random.Random
 ) -> Iterator[tuple[list[Encoded], list[Window]]]:
-    """One epoch: a window per text, texts of like length together, batches in random order."""
+    """One epoch: a window per text, texts of like length together, batches in random order. With
+    `in_prompt`, answers to one prompt that differ in severity are in one batch, as far as it
+    holds them."""
     chosen = [(row, _pick_window(row, how, rng)) for row in rows]
-    chosen.sort(key=lambda pair: (len(pair[1].ids) // 8, rng.random()))
+    units = _by_prompt(chosen, how.tokens_per_batch) if how.in_prompt else [[c] for c in chosen]
+    units.sort(key=lambda unit: (_longest(unit) // 8, rng.random()))
     groups: list[list[tuple[Encoded, Window]]] = [[]]
-    for row, window in chosen:
-        if groups[-1] and len(window.ids) * (len(groups[-1]) + 1) > how.tokens_per_batch:
+    for unit in units:
+        if groups[-1] and _longest(unit) * (len(groups[-1]) + len(unit)) > how.tokens_per_batch:
             groups.append([])
-        groups[-1].append((row, window))
+        groups[-1] += unit
     rng.shuffle(groups)
     for group in groups:
         yield [row for row, _ in group], [window for _, window in group]
+
+
+def _longest(unit: Sequence[tuple[Encoded, Window]]) -> int:
+    return max(len(window.ids) for _, window in unit)
+
+
+def _by_prompt(
+    chosen: Sequence[tuple[Encoded, Window]], tokens: int
+) -> list[list[tuple[Encoded, Window]]]:
+    """Answers to one prompt whose severities differ together, in parts of at most `tokens` padded
+    ones that are each spread over its scale; other texts alone."""
+    answers: dict[str, list[int]] = defaultdict(list)
+    for index, (row, _) in enumerate(chosen):
+        if row.example.response is not None and row.severity_mask.all():
+            answers[normalise(row.example.prompt)].append(index)
+    level = [float(row.severity.sum()) for row, _ in chosen]
+    units, placed = [], set()
+    for group in answers.values():
+        group.sort(key=level.__getitem__)
+        if level[group[-1]] - level[group[0]] < APART:
+            continue
+        padded = _longest([chosen[i] for i in group]) * len(group)
+        parts = math.ceil(padded / tokens)
+        units += [[chosen[i] for i in group[part::parts]] for part in range(parts)]
+        placed.update(group)
+    return units + [[pair] for index, pair in enumerate(chosen) if index not in placed]
 
 
 def _pick_window(row: Encoded, how: Batching, rng: random.Random) -> Window:
@@ -90,6 +123,10 @@ def tensors(rows: Sequence[Encoded], windows: Sequence[Window], pad_id: int) -> 
     for name in ("severity", "severity_mask", "categories", "category_mask"):
         arrays[name] = np.stack([getattr(row, name) for row in rows])
     arrays["weight"] = np.array([row.example.weight for row in rows], np.float32)
+    answers = [row.example.response is not None for row in rows]
+    _, prompt = np.unique([normalise(row.example.prompt) for row in rows], return_inverse=True)
+    # A prompt alone is no answer to anything: it gets a number of its own.
+    arrays["prompt"] = np.where(answers, prompt, -1 - np.arange(len(rows)))
     return {name: torch.from_numpy(array) for name, array in arrays.items()}
 
 

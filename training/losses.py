@@ -19,19 +19,27 @@ def monotone_logits(raw: Tensor) -> Tensor:
 
 
 def masked_bce(
-    logits: Tensor, target: Tensor, mask: Tensor, weight: Tensor, focal: float = 0.0
+    logits: Tensor,
+    target: Tensor,
+    mask: Tensor,
+    weight: Tensor,
+    focal: float = 0.0,
+    absent: float | None = None,
 ) -> Tensor:
     """Binary cross-entropy over known labels.
 
     logits, target, mask: (batch, labels), targets in [0, 1] (a teacher's are soft); weight:
     (batch,); focal: a label counts |target - p| ** focal, which for hard labels is the focal loss
-    (Lin et al. 2017; for soft ones Li et al. 2020). Returns a scalar: per text summed over its
-    labels, then averaged over the weight of texts that have any. Zero, and without gradient, where
-    nothing is known.
+    (Lin et al. 2017; for soft ones Li et al. 2020); absent: the exponent of labels that a text
+    rather lacks, where it is another (asymmetric loss, Ridnik et al. 2021). Returns a scalar: per
+    text summed over its labels, then averaged over the weight of texts that have any. Zero, and
+    without gradient, where nothing is known.
     """
     loss = F.binary_cross_entropy_with_logits(logits, target, reduction="none") * mask
-    if focal:
-        loss = loss * (target - logits.sigmoid()).abs() ** focal
+    absent = focal if absent is None else absent
+    if focal or absent:
+        exponent = torch.where(target >= 0.5, focal, absent)
+        loss = loss * (target - logits.sigmoid()).abs() ** exponent
     known = (mask.sum(dim=1) > 0).to(weight.dtype) * weight
     return (loss.sum(dim=1) * weight).sum() / known.sum().clamp(min=1e-6)
 
@@ -42,15 +50,24 @@ def bernoulli_divergence(one: Tensor, other: Tensor) -> Tensor:
     return ((one.sigmoid() - other.sigmoid()) * (one - other)).sum(dim=1).mean() / 2
 
 
-def ranking(severity: Tensor, target: Tensor, known: Tensor) -> Tensor:
-    """Over all pairs of texts in a batch whose severities differ by half a level or more: the
-    logistic loss of having the worse one above (RankNet, Burges et al. 2005), averaged.
+APART = 0.5
+"""Levels by which two severities differ that are told apart."""
+
+
+def ranking(
+    severity: Tensor, target: Tensor, known: Tensor, prompt: Tensor | None = None
+) -> Tensor:
+    """Over pairs of texts in a batch whose severities differ by `APART` or more: the logistic loss
+    of having the worse one above (RankNet, Burges et al. 2005), averaged.
 
     severity: cumulative logits, target: probabilities, (batch, 3); known: (batch,), 1 where the
-    target is. 0 where there is no such pair.
+    target is; prompt: (batch,), a number per prompt: then pairs of answers to one prompt alone,
+    else all. 0 where there is no such pair.
     """
     level, score = target.sum(dim=1), severity.sum(dim=1)
-    worse = (level.unsqueeze(1) - level.unsqueeze(0) >= 0.5) * known.unsqueeze(1) * known
+    worse = (level.unsqueeze(1) - level.unsqueeze(0) >= APART) * known.unsqueeze(1) * known
+    if prompt is not None:
+        worse = worse * (prompt.unsqueeze(1) == prompt)
     return masked_mean(F.softplus(score.unsqueeze(0) - score.unsqueeze(1)), worse)
 
 

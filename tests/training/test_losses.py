@@ -80,6 +80,14 @@ def test_focal_labels_count_by_how_wrong_the_model_is() -> None:
         assert loss.item() == pytest.approx(expected, rel=1e-4)
 
 
+def test_labels_that_a_text_lacks_count_by_an_exponent_of_their_own() -> None:
+    logits, target, ones = torch.tensor([[0.0, 2.0]]), torch.tensor([[1.0, 0.0]]), torch.ones(1, 2)
+    wrong = 1 / (1 + math.exp(-2))
+    expected = math.log(2) + math.log1p(math.exp(2)) * wrong**3
+    loss = masked_bce(logits, target, ones, torch.ones(1), focal=0.0, absent=3.0)
+    assert loss.item() == pytest.approx(expected, rel=1e-5)
+
+
 def test_divergence_of_two_passes_is_that_of_their_bernoullis() -> None:
     one, other = torch.tensor([[1.0], [0.0]]), torch.tensor([[-0.5], [0.0]])
     p, q = (torch.distributions.Bernoulli(logits=z[0]) for z in (one, other))
