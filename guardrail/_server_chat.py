@@ -115,8 +115,12 @@ class Chat:
             raise self._error(
                 ApiError(
                     502,
-                    f"the upstream {self.route.name!r} ended the stream before its answer was "
-                    "finished",
+                    f"the upstream {self.route.name!r} "
+                    + (
+                        "ended the stream before its answer was finished"
+                        if finished
+                        else "sent no stream of chunks: does it stream at all?"
+                    ),
                     code="upstream_cut_short",
                     kind="upstream_error",
                 )

@@ -14,6 +14,7 @@ from typing import Any
 import openai
 from starlette.responses import JSONResponse
 
+from guardrail.upstream_faults import retry_after as wanted_by
 from guardrail.upstream_faults import without_secrets
 
 __all__ = ["ApiError", "Json", "json_bytes", "upstream_fault"]
@@ -113,13 +114,13 @@ def _refused(
     body: Mapping[str, Any] = error.body if isinstance(error.body, Mapping) else {}
     said = str(body.get("message") or error.message)
     if status == 429:
-        wait = error.response.headers.get("retry-after") or str(retry_after)
+        wait = wanted_by(error.response.headers.get("retry-after"))
         return ApiError(
             429,
             _clean(f"{where} takes no more requests now: {said}", secrets),
             code="upstream_rate_limit",
             kind="requests",
-            headers={"Retry-After": wait},
+            headers={"Retry-After": str(retry_after if wait is None else math.ceil(wait))},
         )
     if status in _CALLERS or (forwarded and status in (401, 403)):
         return ApiError(

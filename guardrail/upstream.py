@@ -10,7 +10,6 @@ answer: what was begun is never asked again.
 from __future__ import annotations
 
 import asyncio
-import email.utils
 import random
 import threading
 import time
@@ -24,7 +23,7 @@ from httpx_sse import EventSource, ServerSentEvent, SSEError
 from guardrail._forks import renewed_in_children
 from guardrail.chat_model import Message, Reply
 from guardrail.errors import UpstreamError
-from guardrail.upstream_faults import Faults, secrets_of
+from guardrail.upstream_faults import Faults, retry_after, secrets_of
 
 __all__ = ["OpenAICompatible"]
 
@@ -206,7 +205,7 @@ class OpenAICompatible:
         """Seconds to wait before the next attempt; raises UpstreamError when there is none."""
         wait = min(_LONGEST_WAIT, 0.5 * 2.0**attempt) * random.uniform(0.5, 1.0)
         if isinstance(failure, httpx.Response):
-            wanted = _retry_after(failure.headers.get("retry-after"))
+            wanted = retry_after(failure.headers.get("retry-after"))
             retried = failure.status_code in _RETRIED and (wanted or 0) <= _LONGEST_WAIT
             if not retried or attempt >= self._retries:
                 raise self._faults.refused(failure)
@@ -353,17 +352,3 @@ def _content(message: Mapping[str, Any]) -> str:
     if not isinstance(text, str):
         raise TypeError("content is not a text")
     return text
-
-
-def _retry_after(value: str | None) -> float | None:
-    """Seconds, from RFC 9110 section 10.2.3: a number or a date; None where it is neither."""
-    if value is None:
-        return None
-    try:
-        return max(0.0, float(value))
-    except ValueError:
-        pass
-    try:
-        return max(0.0, email.utils.parsedate_to_datetime(value).timestamp() - time.time())
-    except (ValueError, OverflowError):
-        return None

@@ -1,8 +1,12 @@
-"""What is said when a chat model behind a URL fails: one line, its cure, and no secrets."""
+"""What is said when a chat model behind a URL fails: one line, its cure, and no secrets; and when
+it may be asked again."""
 
 from __future__ import annotations
 
+import email.utils
 import json
+import math
+import time
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -11,7 +15,7 @@ from httpx_sse import SSEError
 
 from guardrail.errors import UpstreamError
 
-__all__ = ["Faults", "secrets_of", "without_secrets"]
+__all__ = ["Faults", "retry_after", "secrets_of", "without_secrets"]
 
 _CURES = {
     401: "the API key is missing or wrong: pass api_key=",
@@ -41,6 +45,18 @@ def without_secrets(text: str, secrets: Sequence[str]) -> str:
     for secret in secrets:
         text = text.replace(secret, "***")
     return " ".join(text.split())
+
+
+def retry_after(value: str | None) -> float | None:
+    """Seconds, from RFC 9110 section 10.2.3: a number or a date; None where it is neither."""
+    try:
+        wait = float(value or "")
+    except ValueError:
+        try:
+            wait = email.utils.parsedate_to_datetime(value or "").timestamp() - time.time()
+        except (ValueError, OverflowError):
+            return None
+    return max(0.0, wait) if math.isfinite(wait) else None
 
 
 class Faults:
@@ -86,7 +102,7 @@ class Faults:
         an error object."""
         try:
             data = json.loads(body)
-        except ValueError:
+        except (ValueError, RecursionError):
             raise self.error(
                 f"{self.where} answered with what is not JSON: {self.excerpt(body)}"
             ) from None
@@ -106,5 +122,5 @@ class Faults:
         try:
             error = json.loads(body)["error"]
             return self.excerpt(str(error["message"] if isinstance(error, dict) else error))
-        except (ValueError, KeyError, TypeError):
+        except (ValueError, KeyError, TypeError, RecursionError):
             return self.excerpt(body)

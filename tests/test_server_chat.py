@@ -305,8 +305,27 @@ def test_what_goes_wrong_upstream_is_an_openai_error(
         client.chat.completions.create(model="m", messages=ASKED)
     assert raised.value.status_code == status
     assert raised.value.code == code
-    if status == 429:
-        assert raised.value.response.headers["retry-after"] == "7"
+
+
+@pytest.mark.parametrize(
+    ("asked", "said"),
+    [
+        ("7", "7"),
+        ("0.2", "1"),
+        ("-5", "0"),
+        ("Wed, 21 Oct 2015 07:28:00 GMT", "0"),
+        ("inf", "1"),
+        ("nan", "1"),
+        ("\xe2\x98\x83", "1"),  # UTF-8, which no header of an answer can say
+    ],
+)
+def test_when_an_upstream_wants_to_be_asked_again_is_told_in_seconds(
+    client: OpenAI, api: ChatApi, asked: str, said: str
+) -> None:
+    api.failure = (429, ERROR, {"Retry-After": asked})
+    with pytest.raises(openai.RateLimitError) as raised:
+        client.chat.completions.create(model="m", messages=ASKED)
+    assert raised.value.response.headers["retry-after"] == said
 
 
 @pytest.mark.parametrize(("failure", "status", "code"), FAULTS[:8])
@@ -318,6 +337,13 @@ def test_before_a_stream_has_begun_its_errors_have_their_status(
         client.chat.completions.create(model="m", messages=ASKED, stream=True)
     assert raised.value.status_code == status
     assert raised.value.code == code
+
+
+def test_an_upstream_that_does_not_stream_is_told_apart(client: OpenAI, api: ChatApi) -> None:
+    api.failure = (200, {"choices": []}, {})
+    with pytest.raises(openai.InternalServerError, match="does it stream at all") as raised:
+        client.chat.completions.create(model="m", messages=ASKED, stream=True)
+    assert raised.value.code == "upstream_cut_short"
 
 
 def test_an_upstream_that_is_not_there_is_a_502_and_one_that_hangs_a_504(api: ChatApi) -> None:

@@ -225,6 +225,7 @@ def test_a_connection_lost_in_a_stream_is_an_error_and_not_retried(
     ("bad", "said"),
     [
         ("data: {oops\n\n", "not JSON: {oops"),
+        (f"data: {'[' * 99_999}\n\n", r"not JSON: \[\[\["),
         ('data: {"error":{"message":"out of memory"}}\n\n', "reports: out of memory"),
         ('data: {"choices":[3]}\n\n', r"no choices\[0\]\.delta"),
         ('data: {"choices":[{"delta":{"content":[1]}}]}\n\n', r"no choices\[0\]\.delta"),
@@ -248,6 +249,7 @@ def test_a_web_page_instead_of_a_stream_is_an_error(server: Server, how: str) ->
     ("body", "said"),
     [
         ("<html>hi</html>", "not JSON: <html>hi</html>"),
+        ("[" * 99_999, r"not JSON: \[\[\["),
         (b"\xff\xfe", "not JSON"),
         ("[]", r"without choices\[0\]\.message"),
         ('{"choices":[]}', r"without choices\[0\]\.message"),
@@ -278,6 +280,12 @@ def test_a_refused_call_says_why_and_is_not_retried(
     assert error.value.status == status
     assert "it says: because of this" in str(error.value)
     assert len(server.requests) == 1
+
+
+def test_a_refusal_nested_too_deeply_to_be_read_is_an_error(server: Server) -> None:
+    server.script = [fails(400, "[" * 99_999)]
+    with pytest.raises(UpstreamError, match=r"HTTP 400; it says: \[\[\["):
+        ask(model_at(server), "complete")
 
 
 @doors
