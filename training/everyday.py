@@ -46,9 +46,9 @@ class Args:
     bases: Path = BASES_FOLDER
     out: Path = Path("build/everyday")
     prompts: int = 1000
-    """How many turns to draw; about a third is lost to the filters."""
-    temperature: float = 1.0
-    prompt_tokens: int = 48
+    """How many turns to draw; about half is lost to the filters."""
+    temperature: float = 0.8
+    prompt_tokens: int = 64
     """Longest prompt; one that goes on is left out."""
     new_tokens: int = 64
     """Longest answer; one that goes on is cut after its last whole sentence."""

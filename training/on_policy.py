@@ -42,7 +42,8 @@ class Args:
     """The score model that says which answers are unsafe (cost > 0)."""
     data: Path = Path("build/preferences")
     more: Path | None = None
-    """Further demonstrations, such as `training.everyday`'s, whose prompts are asked too."""
+    """Further demonstrations, such as `training.everyday`'s: their prompts are the everyday ones,
+    instead of those of `data`, which a policy may have learnt by heart."""
     bases: Path = BASES_FOLDER
     out: Path = Path("build/on_policy")
     prompts: int = 600
@@ -112,12 +113,13 @@ def choose(
 
 
 def draw_all(args: Args, lm: LanguageModel, more: Sequence[Demonstration] = ()) -> list[list[Draw]]:
-    """The draws of each prompt, the prompts of `more` among the everyday ones; whole batches of an
+    """The draws of each prompt, the everyday ones those of `more` if there are; whole batches of an
     earlier, stopped run are kept. The randomness of a batch depends on seed and place alone, so
     that the draws are those of a run in one go."""
     harmful, benign = rollout_prompts(args.data, lm.tokenizer, args.prompt_tokens)
     new = sorted({d.prompt for d in more} - {*harmful, *benign})
-    benign += [p for p in new if len(encode_prompt(lm.tokenizer, p)) <= args.prompt_tokens]
+    new = [p for p in new if len(encode_prompt(lm.tokenizer, p)) <= args.prompt_tokens]
+    benign = new or benign
     pool = EndlessPrompts(harmful, benign, args.harmful_share, args.seed)
     asked = pool.batch(0, min(args.prompts, 2 * len(harmful), 2 * len(benign)))
     asked.sort(key=lambda row: len(row[0]))  # alike lengths together
