@@ -146,7 +146,7 @@ class _Threaded:
 def _pieces(answer: object) -> Iterator[Reply]:
     if isinstance(answer, str | Reply):
         yield _reply(answer)
-    elif isinstance(answer, Iterable):
+    elif isinstance(answer, Iterable) and not isinstance(answer, Mapping):  # its names are no text
         try:
             for piece in answer:
                 yield _reply(piece)

@@ -450,7 +450,7 @@ def test_a_model_that_fails_raises_upstream_error_with_its_cause(how: str) -> No
 
 @doors
 def test_a_model_that_answers_with_nonsense_raises_upstream_error(how: str) -> None:
-    for nonsense in (3, None, [b"x"]):
+    for nonsense in (3, None, [b"x"], {"role": "assistant", "content": "hey"}):
         with pytest.raises(UpstreamError, match="must give str"):
             ask(GuardedChat(lambda m, n=nonsense: n, guard_with()), how, "hi")
 
