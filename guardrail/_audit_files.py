@@ -54,13 +54,15 @@ class AuditError(GuardrailError):
 
 @dataclass(frozen=True, slots=True)
 class Names:
-    """The paths that belong to a log. Raises AuditError for a folder."""
+    """The paths that belong to a log. Raises AuditError for what is there and no file."""
 
     log: Path
 
     def __post_init__(self) -> None:
         if self.log.is_dir():
             raise AuditError(f"{self.log}: is a folder: name a file in it")
+        if self.log.exists() and not self.log.is_file():
+            raise AuditError(f"{self.log}: is a device or a pipe: name a file")
 
     @classmethod
     def to_write(cls, log: Path) -> Names:

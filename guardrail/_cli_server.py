@@ -14,6 +14,7 @@ from typing import Annotated, Any, Literal
 import typer
 
 from guardrail._cli import Device, UsageError
+from guardrail._paths import no_place
 
 try:
     import fcntl
@@ -190,6 +191,8 @@ def _alone_in(folder: Path) -> Iterator[None]:
 def _append(path: Path, entry: str) -> None:
     from guardrail._server_config import ConfigError, load_settings
 
+    if problem := no_place(path):
+        raise UsageError(problem)
     try:
         old = path.read_text(encoding="utf-8") if path.exists() else ""
     except (OSError, UnicodeDecodeError) as error:

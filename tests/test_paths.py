@@ -37,7 +37,7 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def contents(folder: Path) -> dict[str, bytes]:
-    return {path.name: path.read_bytes() for path in folder.iterdir()}
+    return {path.name: path.read_bytes() for path in folder.iterdir() if path.is_file()}
 
 
 def refused(folder: Path, *args: str) -> str:
@@ -127,6 +127,25 @@ def test_a_log_may_have_the_key_that_is_beside_it_named(folder: Path) -> None:
     args = ["--output", "o.jsonl", "--audit", "log.jsonl", "--audit-key", "log.jsonl.key"]
     done = CliRunner().invoke(app, ["scan", "in.jsonl", *args])
     assert done.exit_code == 0, done.stderr
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="no pipes with a name here")
+@pytest.mark.parametrize(
+    "args",
+    [
+        ["scan", "in.jsonl", "--overwrite", "--output", "pipe.jsonl"],
+        ["scan", "in.jsonl", "--output", "o.jsonl", "--report", "pipe.jsonl"],
+        ["calibrate", "in.jsonl", "--overwrite", "--output", "pipe.jsonl"],
+        ["keys", "new", "--config", "pipe.jsonl"],
+        ["check", "--prompt", "a", "--audit", "pipe.jsonl"],
+        ["audit", "show", "pipe.jsonl"],
+    ],
+    ids=" ".join,
+)
+def test_nothing_takes_the_place_of_a_device_or_a_pipe(args: Sequence[str], folder: Path) -> None:
+    os.mkfifo(folder / "pipe.jsonl")
+    assert "pipe.jsonl: is a device or a pipe: name a file" in refused(folder, *args)
+    assert (folder / "pipe.jsonl").is_fifo()
 
 
 def test_a_file_may_be_read_for_two_things(folder: Path) -> None:
