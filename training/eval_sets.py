@@ -1,19 +1,19 @@
 """What an evaluation is made of: sets kept out of training, each with one kind of label.
 
-Test splits by prompt; public sets without the texts whose normalised prompt was trained on. Human
+Test splits by prompt; public sets without the texts whose prompt was trained on, or nearly. Human
 labels, AI annotations and labels that follow from how a text came about are never pooled.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
 from guardrail.taxonomy import Direction
 from guardrail.verdict import Pair
-from training.data import Example, normalise, read_jsonl
+from training.data import Example, near_duplicate_groups, normalise, read_jsonl
 
 Kind = Literal["annotated", "human", "harmless", "public"]
 
@@ -93,22 +93,36 @@ def balanced(examples: Sequence[Example]) -> list[Example]:
     return unsafe[:size] + safe[:size]
 
 
-def public_sets(folder: Path, trained: set[str]) -> Iterator[EvalSet]:
-    """PKU's own severities and parts of public benchmarks, without prompts trained on."""
+def public_sets(folder: Path, trained: Collection[str]) -> Iterator[EvalSet]:
+    """PKU's own severities and parts of public benchmarks, without prompts trained on; trained:
+    those, normalised."""
     path = folder / "severity_real.jsonl.gz"
-    if path.exists():
+    real = list(read_jsonl(path)) if path.exists() else []
+    files = sorted((folder / "eval_public").glob("*.jsonl.gz"))
+    public = {path: list(read_jsonl(path)) for path in files}
+    every = (r for rows in (real, *public.values()) for r in rows)
+    known = like({normalise(r["prompt"]) for r in every}, trained)
+    if real:
         rows = [
             Example(r["prompt"], r["response"], r["source"], not r["safe"], r["severity"])
-            for r in read_jsonl(path)
+            for r in real
+            if normalise(r["prompt"]) not in known
         ]
-        rows = [e for e in rows if normalise(e.prompt) not in trained]
         tags = [e.source for e in rows]
         yield EvalSet("PKU's own severities", "human", "human", rows, tags)
-    for path in sorted((folder / "eval_public").glob("*.jsonl.gz")):
-        raw = [r for r in read_jsonl(path) if normalise(r["prompt"]) not in trained]
+    for path, found in public.items():
+        raw = [r for r in found if normalise(r["prompt"]) not in known]
         if not raw:
             continue
         rows = [Example(r["prompt"], r["response"], r["source"], bool(r["unsafe"])) for r in raw]
         tags = [str(r.get("category") or r["source"]) for r in raw]
         labels = str(raw[0].get("label_kind", "?"))
         yield EvalSet(path.name.partition(".")[0], labels, "public", rows, tags)
+
+
+def like(prompts: Collection[str], trained: Collection[str]) -> set[str]:
+    """Those of `prompts` that are among `trained`, or nearly; all are normalised."""
+    every = sorted({*prompts, *trained})
+    group = dict(zip(every, near_duplicate_groups(every), strict=True))
+    seen = {group[prompt] for prompt in trained}
+    return {prompt for prompt in prompts if group[prompt] in seen}

@@ -25,6 +25,7 @@ import tyro
 from guardrail.artifact import write_manifest
 from guardrail.moderator import OnnxModerator
 from guardrail.taxonomy import Category, Direction
+from training.contrast import prompts
 from training.data import Example, Split, normalise, read_examples, targets
 from training.decisions import Decisions, decide
 from training.eval_sets import EvalSet, direction_of, held_out_sets, human_labels, public_sets
@@ -167,6 +168,7 @@ def evaluate(args: Args) -> dict[str, Any]:
     moderator = OnnxModerator(args.model, device="cpu", locate=False)
     split = read_examples(args.data, args.split)
     trained = {normalise(e.prompt) for e in read_examples(args.data, "train")}
+    trained |= {normalise(prompt) for prompt, _ in prompts()}
     sets = [
         *held_out_sets(split, human_labels(args.source)),
         *public_sets(args.source, trained),

@@ -59,8 +59,9 @@ def markdown(figures: Figures, *, plots: bool = False) -> str:
         "",
         f"`python -m training.evaluate`: the {split} split, {part}, the exported artifact"
         " with its own calibration and thresholds. In brackets 95 % intervals by bootstrap over"
-        " prompts. fpr, harmless flagged: share of harmless texts that are flagged at all. ECE by"
-        " chance: what a perfectly calibrated model would show on so few texts.",
+        " prompts (of moderate and severe texts caught: exact ones). fpr, harmless flagged: share"
+        " of harmless texts that are flagged at all. ECE by chance: what a perfectly calibrated"
+        " model would show on so few texts.",
     ]
     for kind, title in _KINDS.items():
         lines += _section(title, sets_of(figures, kind, _COLUMNS[kind]))
@@ -72,7 +73,10 @@ def markdown(figures: Figures, *, plots: bool = False) -> str:
     lines += _section("Per category (annotated answers)", categories_of(figures))
     for name, row in figures["sets"].items():
         if len(row.get("by_tag", ())) > 1:
-            columns = ("n", "unsafe", "f1", "auroc", "recall", "fpr")
+            columns = (
+                "n", "unsafe", "f1", "auroc", "auprc", "recall", "recall_at_1_fpr",
+                "recall_at_5_fpr", "fpr",
+            )  # fmt: skip
             lines += _section(f"{name}, apart", grid("part", row["by_tag"], columns))
     return "\n".join(lines) + "\n"
 
@@ -116,7 +120,8 @@ def severity_of(figures: Figures) -> list[str]:
 
 def categories_of(figures: Figures) -> list[str]:
     rows = figures["sets"].get("annotated answers", {}).get("categories", {})
-    return grid("category", rows, ("n", "f1", "auroc", "auprc", "recall"))
+    columns = ("n", "f1", "auroc", "auprc", "recall", "recall_at_1_fpr", "recall_at_5_fpr")
+    return grid("category", rows, columns)
 
 
 def robustness_of(figures: Figures) -> list[str]:

@@ -14,7 +14,11 @@ from sklearn.metrics import (
     roc_curve,
 )
 
-from guardrail.calibration import expected_calibration_error, expected_error_by_chance
+from guardrail.calibration import (
+    clopper_pearson,
+    expected_calibration_error,
+    expected_error_by_chance,
+)
 
 __all__ = [
     "binary_metrics",
@@ -82,9 +86,10 @@ def severity_metrics(truth: np.ndarray, called: np.ndarray) -> dict[str, Any]:
     """Four severities: truth, called (n,) 0-3.
 
     off_by_two: share called two levels or more off; severe_caught, grave_recall: severe texts, and
-    moderate or severe ones, that are flagged at all.
+    moderate or severe ones, that are flagged at all, with exact intervals, since that of a rate of
+    1 has no width by bootstrap.
     """
-    figures = {
+    figures: dict[str, Any] = {
         "kappa": _kappa(truth, called),
         "severity_macro_f1": float(
             f1_score(truth, called, labels=sorted(set(truth)), average="macro", zero_division=0)
@@ -93,8 +98,11 @@ def severity_metrics(truth: np.ndarray, called: np.ndarray) -> dict[str, Any]:
         "off_by_two": float((np.abs(truth - called) >= 2).mean()),
     }
     for name, level in (("grave_recall", 2), ("severe_caught", 3)):
-        if (truth >= level).any():
-            figures[name] = float((called[truth >= level] > 0).mean())
+        flagged = called[truth >= level] > 0
+        if len(flagged):
+            bounds = clopper_pearson(int(flagged.sum()), len(flagged))
+            figures[name] = float(flagged.mean())
+            figures[f"{name}_low"], figures[f"{name}_high"] = bounds
     return figures
 
 
@@ -107,7 +115,8 @@ def category_metrics(
 ) -> dict[str, dict[str, Any]]:
     """Per category with texts in it: truth, held, score (n, k); flagged (n,) bool.
 
-    f1, auroc, auprc: of the category; recall: its texts that are flagged at all.
+    f1, auroc, auprc, recall at a rate of false positives: of the category; recall: its texts that
+    are flagged at all.
     """
     table = {}
     for c, name in enumerate(names):
@@ -119,6 +128,8 @@ def category_metrics(
             "f1": _f1(inside, held[:, c]),
             "auroc": _auroc(inside, score[:, c]),
             "auprc": float(average_precision_score(inside, score[:, c])),
+            "recall_at_1_fpr": recall_at_fpr(inside, score[:, c], 0.01),
+            "recall_at_5_fpr": recall_at_fpr(inside, score[:, c], 0.05),
             "recall": float(flagged[inside].mean()),
         }
     return table
@@ -137,6 +148,13 @@ def _f1(truth: np.ndarray, called: np.ndarray) -> float:
 
 def _auroc(truth: np.ndarray, score: np.ndarray) -> float:
     return float(roc_auc_score(truth, score)) if 0 < truth.sum() < len(truth) else float("nan")
+
+
+def _of_both(
+    truth: np.ndarray, score: np.ndarray, figure: Callable[..., float], *more: float
+) -> float:
+    """A figure that needs texts of both kinds."""
+    return float(figure(truth, score, *more)) if 0 < truth.sum() < len(truth) else float("nan")
 
 
 def _kappa(truth: np.ndarray, called: np.ndarray) -> float:
@@ -185,6 +203,9 @@ def intervals(
     statistics: dict[str, Callable[[np.ndarray], float]] = {
         "f1": lambda i: _f1(unsafe[i], flagged[i]),
         "auroc": lambda i: _auroc(unsafe[i], score[i]),
+        "auprc": lambda i: _of_both(unsafe[i], score[i], average_precision_score),
+        "recall_at_1_fpr": lambda i: _of_both(unsafe[i], score[i], recall_at_fpr, 0.01),
+        "recall_at_5_fpr": lambda i: _of_both(unsafe[i], score[i], recall_at_fpr, 0.05),
         "fpr": lambda i: float(flagged[i][~unsafe[i]].mean()) if not unsafe[i].all() else np.nan,
     }
     if severities is not None:

@@ -192,6 +192,7 @@ def test_severity_figures_by_hand() -> None:
     assert figures["severity_exact"] == pytest.approx(0.6)
     assert figures["off_by_two"] == pytest.approx(0.4)
     assert figures["severe_caught"] == 0.5
+    assert figures["severe_caught_low"] == pytest.approx(1 - 0.975**0.5, abs=1e-6)  # 1 of 2
     assert figures["grave_recall"] == pytest.approx(2 / 3)
 
 
@@ -199,7 +200,9 @@ def test_categories_that_no_text_has_are_left_out() -> None:
     truth = np.array([[True, False], [False, False]])
     table = category_metrics(truth, truth, truth.astype(float), np.array([True, False]), ["a", "b"])
     assert list(table) == ["a"]
-    assert table["a"] == {"n": 1, "f1": 1.0, "auroc": 1.0, "auprc": 1.0, "recall": 1.0}
+    assert table["a"] == {"n": 1} | dict.fromkeys(
+        ("f1", "auroc", "auprc", "recall", "recall_at_1_fpr", "recall_at_5_fpr"), 1.0
+    )
 
 
 def test_texts_of_one_prompt_are_drawn_together() -> None:
