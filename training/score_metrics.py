@@ -4,6 +4,10 @@
 
 prints the correlation of two exported models over the answers of the test split. Near -1, one model
 would do for both questions, and a constraint would have nothing to trade.
+
+    python -m training.score_metrics --kind cost --models build/cost build/cost_lm --limit 600
+
+compares exported models of one kind, an encoder and a language model say, on the same test pairs.
 """
 
 from __future__ import annotations
@@ -33,9 +37,7 @@ def score_metrics(
     of other sources; for a cost also of its sign, its AUROC, and the gap between unsafe and safe.
     """
     result: dict[str, float | int] = {}
-    labels = [p.more_helpful if kind == "reward" else p.less_harmful for p in preferences]
-    wanted = np.array([-1 if label is None else label for label in labels])
-    called = scores.argmax(axis=1) if kind == "reward" else scores.argmin(axis=1)
+    right = ordered_right(preferences, scores, kind)
     annotated = np.array([p.source == "annotated_pairs" for p in preferences])
     conflicting = np.array([p.conflicting for p in preferences])
     helping = np.array([p.source.startswith("help/") for p in preferences])
@@ -46,13 +48,28 @@ def score_metrics(
         ("other_sources", ~annotated & ~helping),
         ("help", helping),
     ):
-        chosen = part & (wanted >= 0)
+        chosen = part & ~np.isnan(right)
         if chosen.any():
-            result[f"accuracy_{name}"] = round(float((called == wanted)[chosen].mean()), 4)
+            result[f"accuracy_{name}"] = round(float(right[chosen].mean()), 4)
             result[f"pairs_{name}"] = int(chosen.sum())
     if kind == "cost":
         result |= _sign_metrics(preferences, scores, annotated)
     return result
+
+
+def ordered_right(
+    preferences: Sequence[Preference], scores: np.ndarray, kind: ScoreKind
+) -> np.ndarray:
+    """scores: (pairs, 2). 1 where a pair is ordered as people did, 0 where not; nan where nobody
+    said: (pairs,)."""
+    labels = [p.more_helpful if kind == "reward" else p.less_harmful for p in preferences]
+    called = scores.argmax(axis=1) if kind == "reward" else scores.argmin(axis=1)
+    return np.array(
+        [
+            float("nan") if label is None else float(label == side)
+            for label, side in zip(labels, called, strict=True)
+        ]
+    )
 
 
 def _sign_metrics(
@@ -144,17 +161,59 @@ def held_out(folder: Path) -> list[HeldOut]:
     return [HeldOut(prompt, answer, kinds.get(prompt)) for prompt, answer in answers]
 
 
+def compare(
+    models: Sequence[Path], kind: ScoreKind, data: Path, limit: int | None, rounds: int
+) -> None:
+    """Print each model's figures on the same test pairs, and how many more (a share, 95 % interval
+    over prompts) it orders right than the first."""
+    from training.score_model import Args, choose  # which imports this module
+
+    scorers = [open_scorer(folder, kind) for folder in models]
+    tested = choose(Args(kind=kind, data=data, limit=limit), "test")
+    answers = [(p.prompt, answer) for p in tested for answer in p.answers]
+    first: np.ndarray | None = None
+    for folder, scorer in zip(models, scorers, strict=True):
+        scores = scorer.score(answers).reshape(-1, 2)
+        right = ordered_right(tested, scores, kind)
+        first = right if first is None else first
+        gained = right - first
+        low, high = bootstrap(
+            lambda rows, gained=gained: float(np.nanmean(gained[rows])),
+            [p.prompt for p in tested],
+            rounds,
+        )
+        found = {
+            "model": str(folder),
+            **score_metrics(tested, scores, kind),
+            "right": round(float(np.nanmean(right)), 4),
+            "more_right": round(float(np.nanmean(gained)), 4),
+            "more_right_95": (round(low, 4), round(high, 4)),
+        }
+        print(json.dumps(found), flush=True)
+
+
 def main(
     reward: Path = Path("build/reward"),
     cost: Path = Path("build/cost"),
     data: Path = Path("build/preferences"),
+    models: tuple[Path, ...] = (),
+    kind: ScoreKind = "cost",
     limit: int | None = None,
     rounds: int = 1000,
 ) -> None:
-    """Reward-cost correlation over held-out answers, all of them and by the kind of prompt.
+    """Reward-cost correlation over held-out answers, all of them and by the kind of prompt; or,
+    with `models` of one kind, how good each is on the same pairs.
 
-    rounds: of the bootstrap.
+    limit: so many answers, or pairs; rounds: of the bootstrap.
     """
+    if models:
+        compare(models, kind, data, limit, rounds)
+    else:
+        correlate(reward, cost, data, limit, rounds)
+
+
+def correlate(reward: Path, cost: Path, data: Path, limit: int | None, rounds: int) -> None:
+    """Print how far a reward and a cost say the same."""
     scorers = open_scorer(reward, "reward"), open_scorer(cost, "cost")
     rows = held_out(data)
     if limit is not None:  # some of everything, not the first sources alone

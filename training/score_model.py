@@ -163,8 +163,10 @@ def loss_of(model: Any, rows: Sequence[Pairs], args: Args, pad_id: int, device: 
 
 
 @torch.inference_mode()
-def score(model: Any, windows: Sequence[Window], pad_id: int, tokens: int = 8192) -> np.ndarray:
-    """(len(windows),) scores by torch in fp32."""
+def score(
+    model: Any, windows: Sequence[Window], pad_id: int, tokens: int = 8192, *, bf16: bool = False
+) -> np.ndarray:
+    """(len(windows),) scores by torch, in fp32 unless `bf16` is asked for."""
     model.eval()
     device = next(model.parameters()).device
     found = np.empty(len(windows))
@@ -174,7 +176,8 @@ def score(model: Any, windows: Sequence[Window], pad_id: int, tokens: int = 8192
         part, order = order[:size], order[size:]
         batch = pad([windows[i] for i in part], pad_id)
         inputs = {k: torch.from_numpy(v).to(device) for k, v in batch.items()}
-        found[part] = model(**inputs).float().cpu().numpy()
+        with torch.autocast(device.type, torch.bfloat16, enabled=bf16):
+            found[part] = model(**inputs).float().cpu().numpy()
     return found
 
 
@@ -255,7 +258,7 @@ class Run:
         self._report()
         state = {
             "run": self.identity,
-            "model": self.model.state_dict(),
+            "model": self._trained(),
             "optimizer": self.optimizer.state_dict(),
             "schedule": self.schedule.state_dict(),
             "progress": asdict(self.progress),
@@ -263,13 +266,18 @@ class Run:
         save_whole(state, self.args.out / "checkpoint.pt")
         self._saved = time.monotonic()
 
+    def _trained(self) -> dict[str, Tensor]:
+        """What moves: under a LoRA a tenth of the model, whose base need not be written."""
+        moving = {name for name, p in self.model.named_parameters() if p.requires_grad}
+        return {name: t for name, t in self.model.state_dict().items() if name in moving}
+
     def _resume(self) -> None:
         path = self.args.out / "checkpoint.pt"
         if not path.exists():
             return
         state = torch.load(path, weights_only=True)
         refuse_another(path, state.get("run"), self.identity)
-        self.model.load_state_dict(state["model"])
+        self.model.load_state_dict(state["model"], strict=False)
         self.optimizer.load_state_dict(state["optimizer"])
         self.schedule.load_state_dict(state["schedule"])
         self.progress = Progress(**state["progress"])
@@ -310,12 +318,14 @@ def main(args: Args) -> None:
     run.model = accelerator.unwrap_model(run.parallel, keep_fp32_wrapper=False)
     backbone.model = run.model
     windows = [window for row in rows[:1500] for window in row.windows]
-    backbone.model.normalise(score(run.model, windows, run.pad_id), centre=args.kind == "reward")
+    bf16 = args.bf16 and args.backbone == "lm"  # else it would be evaluated longer than trained
+    scale = score(run.model, windows, run.pad_id, bf16=bf16)
+    backbone.model.normalise(scale, centre=args.kind == "reward")
     held_out = {split: choose(args, split) for split in ("validation", "test")}
     metrics: dict[str, Any] = {}
     for split, tested in held_out.items():
         firsts = [backbone.layout.encode(p.prompt, a)[0] for p in tested for a in p.answers]
-        scores = score(run.model, firsts, run.pad_id).reshape(-1, 2)
+        scores = score(run.model, firsts, run.pad_id, bf16=bf16).reshape(-1, 2)
         metrics[split] = score_metrics(tested, scores, args.kind)
         print(split, json.dumps(metrics[split]), flush=True)
     if args.kind == "cost":

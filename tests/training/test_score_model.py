@@ -97,12 +97,14 @@ def test_a_reward_on_a_language_model_is_normalised(data: Path, tmp_path: Path) 
     assert figures["accuracy_annotated"] > 0.9
 
 
+@pytest.mark.parametrize("backbone", ["encoder", "lm"])
 def test_an_interrupted_run_resumes_to_the_same_curve(
-    data: Path, tiny_base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    backbone: str, data: Path, tiny_base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     curves = []
     monkeypatch.setattr(score_export, "export", lambda *given: curves.append(given[2]["losses"]))
-    run = args(data, tiny_base, tmp_path / "whole", "cost", epochs=1)
+    base = tiny_base if backbone == "encoder" else tiny_policy.llama(tmp_path / "llama")
+    run = args(data, base, tmp_path / "whole", "cost", epochs=1, backbone=backbone)
     score_model.main(run)
     broken = replace(run, out=tmp_path / "broken", checkpoint_seconds=0.0)
     with monkeypatch.context() as patch:
@@ -116,6 +118,9 @@ def test_an_interrupted_run_resumes_to_the_same_curve(
         patch.setattr(score_model.Run, "step", interrupted)
         with pytest.raises(KeyboardInterrupt):
             score_model.main(broken)
+    if backbone == "lm":  # a frozen base is not written with each checkpoint
+        saved = torch.load(broken.out / "checkpoint.pt", weights_only=True)["model"]
+        assert all("lora" in name or name.startswith("head.") for name in saved)
     with pytest.raises(SystemExit, match="a run with other arguments or data"):
         score_model.main(replace(broken, sign=0.5))
     score_model.main(broken)
@@ -278,6 +283,20 @@ def test_the_command_prints_the_correlation_of_two_models_by_the_kind_of_prompt(
     assert everything["pearson_95"][0] <= expected <= everything["pearson_95"][1]
     score_metrics_main(reward, cost, data, limit=12, rounds=50)
     assert json.loads(capsys.readouterr().out.splitlines()[0])["answers"] == 12
+
+
+def test_models_of_one_kind_are_compared_on_the_same_pairs(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    costs = [tiny_policy.scorer(tmp_path / name, "cost") for name in ("one", "two")]
+    data = tiny_preferences.write(tmp_path / "data", 90, 90)
+    score_metrics_main(models=tuple(costs), data=data, rounds=20)
+    first, second = map(json.loads, capsys.readouterr().out.splitlines())
+    assert first["right"] == second["right"]
+    assert first["pairs_annotated"] == second["pairs_annotated"] > 0
+    assert second["more_right_95"] == [0.0, 0.0]
+    with pytest.raises(SystemExit, match="is a cost model, and a reward model was asked for"):
+        score_metrics_main(models=(costs[0],), kind="reward", data=data)
 
 
 def test_the_correlation_over_no_test_answers_is_refused(tmp_path: Path) -> None:
