@@ -46,9 +46,9 @@ class Args:
     target: Path = field(default_factory=lambda: installed_models() / "base")
     finished: Path | None = None
     """What a run of `training.moderation` wrote: nothing is trained then."""
-    parity: float = 0.99
+    parity: float = 0.995
     """See `training.export`."""
-    parity_texts: int = 500
+    parity_texts: int = 1000
     train: moderation.Args = field(default_factory=_train)
     """How it is trained; `data` and `out` are set here."""
     calibration: calibrate.Args = field(default_factory=calibrate.Args)

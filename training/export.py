@@ -29,6 +29,7 @@ from training.data import Example, read_examples
 from training.model import ModerationModel, encoder_of
 from training.quantize import mixed_int8, to_fp16
 from training.scoring import text_logits
+from training.speed import measure, text
 
 LICENCE = "CC-BY-NC-4.0"
 
@@ -145,6 +146,7 @@ def main(args: Args) -> None:
     write_manifest(args.out, manifest)
     size = round((args.out / "model.onnx").stat().st_size / 1e6, 1)
     print(f"{args.out}: {size} MB")
+    metrics: dict[str, Any] = {"precision": args.precision, "megabytes": size}
     if (args.data / "validation.jsonl").exists():
         examples = read_examples(args.data, "validation")[: args.parity_texts]
         found = parity(model, OnnxModerator(args.out, device="cpu"), examples, encoder)
@@ -152,8 +154,10 @@ def main(args: Args) -> None:
         if found.equal < args.parity or found.largest_step > 1:
             (args.out / "manifest.json").unlink()
             raise SystemExit(f"parity below {args.parity}, or two levels off: not usable")
-        metrics = {"parity": {"precision": args.precision, **asdict(found)}, "megabytes": size}
-        write_manifest(args.out, replace(manifest, metrics=metrics))
+        metrics["parity"] = {"precision": args.precision, **asdict(found)}
+    metrics["speed"] = measure(args.out)
+    print(text(metrics["speed"]))
+    write_manifest(args.out, replace(manifest, metrics=metrics))
 
 
 def data_source(name: str, rows: int) -> dict[str, Any]:

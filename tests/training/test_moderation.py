@@ -11,6 +11,7 @@ import sys
 import time
 from dataclasses import asdict, replace
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import pytest
@@ -153,6 +154,32 @@ def test_the_manifest_names_data_licences_command_and_seed(artifact: Path) -> No
     assert all(source["licence"] for source in manifest.data)
     assert "training.moderation" in manifest.command
     assert set(manifest.thresholds) == {"input", "output"}
+
+
+def test_the_manifest_has_size_parity_and_speed_and_says_why_a_device_was_not_measured(
+    artifact: Path,
+) -> None:
+    metrics = read_manifest(artifact).metrics
+    size = (artifact / "model.onnx").stat().st_size / 1e6
+    assert metrics["megabytes"] == pytest.approx(size, abs=0.06)
+    assert metrics["parity"]["equal"] >= 0.9
+    speed = metrics["speed"]
+    assert speed["machine"]
+    assert speed["cpu"]["ms_by_tokens"]["32"] > 0  # of more tokens this model takes no text
+    assert set(speed["cpu"]["ms_by_tokens"]) == {"32"}
+    assert speed["cpu"]["texts_per_second"] > 0
+    for device, provider in (("cuda", "CUDA"), ("tensorrt", "Tensorrt")):
+        row = speed[device]
+        assert "ms_by_tokens" in row or f"no {provider}ExecutionProvider" in row["skipped"]
+
+
+@pytest.mark.parametrize("precision", ["fp32", "fp16"])
+def test_precisions_for_gpus_pass_the_same_gate(
+    trained: Path, tiny_data: Path, tmp_path: Path, precision: Literal["fp32", "fp16"]
+) -> None:
+    args = export.Args(model=trained, out=tmp_path, data=tiny_data, precision=precision)
+    export.main(args)
+    assert read_manifest(tmp_path).metrics["parity"]["precision"] == precision
 
 
 def test_the_manifests_command_runs_the_same_again() -> None:
