@@ -4,8 +4,9 @@
     python -m training.data build --source PKU-Alignment/PKU-SafeRLHF --out build/pku
     python -m training.data report --out build/data
 
-A label that a source lacks stays None and is masked in the loss; it is never guessed. Prompts that
-are the same, or nearly (word sets with Jaccard >= 0.8), share a split.
+A label that a source lacks stays None and is masked in the loss; it is never guessed. Of texts
+that are the same, or nearly (word sets with Jaccard >= 0.9) with the same labels, the most trusted
+stays. Prompts that are the same, or nearly (0.8), share a split.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ import json
 import re
 import unicodedata
 from collections import Counter, defaultdict
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -24,7 +25,8 @@ from typing import Any, Literal
 import numpy as np
 import tyro
 
-from guardrail.taxonomy import Category, Severity
+from guardrail.taxonomy import Category
+from training.duplicates import near_duplicate_groups
 
 CATEGORIES = [category.value for category in Category]
 _INDEX = {name: index for index, name in enumerate(CATEGORIES)}
@@ -260,52 +262,45 @@ def deduplicate(examples: Iterable[Example]) -> list[Example]:
     return list(seen.values())
 
 
-def near_duplicate_groups(texts: Sequence[str], threshold: float = 0.8) -> list[int]:
-    """Group id per text; texts whose word sets have Jaccard >= `threshold` share one.
-
-    Exact all-pairs by prefix filtering: sorted by rarity, two such sets share one of their first
-    `len - ceil(threshold * len) + 1` words (Chaudhuri et al. 2006).
-    """
-    parent = list(range(len(texts)))
-
-    def find(item: int) -> int:
-        while parent[item] != item:
-            parent[item] = parent[parent[item]]
-            item = parent[item]
-        return item
-
-    sets = [frozenset(text.split()) for text in texts]
-    frequency = Counter(word for words in sets for word in words)
-    index: dict[str, list[int]] = defaultdict(list)
-    for item in sorted(range(len(sets)), key=lambda i: len(sets[i])):
-        words = sorted(sets[item], key=lambda w: (frequency[w], w))
-        prefix = words[: len(words) - int(np.ceil(threshold * len(words))) + 1]
-        for candidate in {c for word in prefix for c in index[word]}:
-            small, large = sets[candidate], sets[item]
-            if len(small) < threshold * len(large):
-                continue
-            shared = len(small & large)
-            if shared >= threshold * (len(small) + len(large) - shared):
-                parent[find(item)] = find(candidate)
-        for word in prefix:
-            index[word].append(item)
-    return [find(item) for item in range(len(texts))]
+def prompt_groups(examples: Iterable[Example]) -> dict[str, int]:
+    """The group of each normalised prompt, in sort order; like prompts share one."""
+    prompts = sorted({normalise(e.prompt) for e in examples})
+    return dict(zip(prompts, near_duplicate_groups(prompts), strict=True))
 
 
 def assign_splits(
-    examples: Sequence[Example], validation: float = 0.08, test: float = 0.12
+    examples: Sequence[Example],
+    validation: float = 0.08,
+    test: float = 0.12,
+    groups: Mapping[str, int] | None = None,
 ) -> list[Example]:
     """Give every group of like prompts one split, by the hash of its first prompt in sort order."""
-    prompts = sorted({normalise(e.prompt) for e in examples})
-    groups = near_duplicate_groups(prompts)
+    groups = prompt_groups(examples) if groups is None else groups
     first: dict[int, str] = {}
-    for prompt, group in zip(prompts, groups, strict=True):
+    for prompt, group in groups.items():
         first.setdefault(group, prompt)
-    split_of = {
-        prompt: _split(first[group], validation, test)
-        for prompt, group in zip(prompts, groups, strict=True)
-    }
+    split_of = {prompt: _split(first[group], validation, test) for prompt, group in groups.items()}
     return [replace(e, split=split_of[normalise(e.prompt)]) for e in examples]
+
+
+def without_near_duplicates(
+    examples: Sequence[Example], groups: Mapping[str, int], threshold: float = 0.9
+) -> list[Example]:
+    """Without texts that are nearly (word sets with Jaccard >= `threshold`) an earlier one to a
+    like prompt and have its labels. Those with other labels stay: they are what tells harm apart.
+    """
+    kept: dict[tuple[Any, ...], list[frozenset[str]]] = defaultdict(list)
+    result = []
+    for example in examples:
+        alone = example.response is None
+        words = frozenset(normalise(example.response or example.prompt).split())
+        names = None if example.categories is None else tuple(sorted(example.categories))
+        labels = (example.unsafe, example.severity, names)
+        earlier = kept[groups[normalise(example.prompt)], alone, labels]
+        if not any(len(words & one) >= threshold * len(words | one) for one in earlier):
+            earlier.append(words)
+            result.append(example)
+    return result
 
 
 def _split(prompt: str, validation: float, test: float) -> Split:
@@ -336,55 +331,39 @@ def read_examples(folder: Path, *splits: Split) -> list[Example]:
     return examples
 
 
-def report(examples: Sequence[Example]) -> str:
-    """The data card: counts per source, split, direction, label and its origin (Markdown)."""
-    lines = ["# Data card", "", f"{len(examples)} examples", ""]
-    lines += ["| source | direction | train | validation | test | unsafe | severity | categories |"]
-    lines += ["|---|---|---|---|---|---|---|---|"]
-    groups: dict[tuple[str, str], list[Example]] = defaultdict(list)
-    for example in examples:
-        direction = "input" if example.response is None else "output"
-        groups[example.source, direction].append(example)
-    for (source, direction), rows in sorted(groups.items()):
-        counts = Counter(e.split for e in rows)
-        unsafe = sum(e.unsafe is True for e in rows)
-        origins = [
-            ", ".join(sorted({e.origin[label] for e in rows if label in e.origin})) or "-"
-            for label in ("severity", "categories")
-        ]
-        cells = [source, direction, *(str(counts[s]) for s in SPLITS), str(unsafe), *origins]
-        lines.append("| " + " | ".join(cells) + " |")
-    lines += ["", "| label | " + " | ".join(SPLITS) + " |", "|---|---|---|---|"]
-    for severity in Severity:
-        counts = Counter(e.split for e in examples if e.severity == severity)
-        lines.append(f"| {severity.label} | " + " | ".join(str(counts[s]) for s in SPLITS) + " |")
-    for name in CATEGORIES:
-        counts = Counter(e.split for e in examples if e.categories and name in e.categories)
-        lines.append(f"| {name} | " + " | ".join(str(counts[s]) for s in SPLITS) + " |")
-    return "\n".join(lines) + "\n"
-
-
 # --- commands ------------------------------------------------------------------------------------
 
 
 def build(source: str = "../shared/data", out: Path = Path("build/data")) -> None:
     """Write `train`, `validation` and `test.jsonl` and `card.md` under `out`."""
+    from training.data_card import report
+
     local = Path(source)
     if (local / "annotated_responses.jsonl.gz").exists():
         examples = load_local(local)
     else:
         examples = load_pku(source)
-    examples = assign_splits(deduplicate(examples))
+    read, examples = len(examples), deduplicate(examples)
+    groups = prompt_groups(examples)
+    # Splits first: they must not move when what counts as near changes.
+    examples = assign_splits(examples, groups=groups)
+    exact, examples = read - len(examples), without_near_duplicates(examples, groups)
+    removed = {"exact": exact, "near": read - exact - len(examples)}
     for split in SPLITS:
         write_examples(out / f"{split}.jsonl", (e for e in examples if e.split == split))
-    (out / "card.md").write_text(report(examples), encoding="utf-8")
+    (out / "removed.json").write_text(json.dumps(removed), encoding="utf-8")
+    (out / "card.md").write_text(report(examples, removed), encoding="utf-8")
     counts = Counter(e.split for e in examples)
     print(f"{out}: " + ", ".join(f"{counts[s]} {s}" for s in SPLITS))
 
 
 def card(out: Path = Path("build/data")) -> None:
     """Print the data card of what `build` wrote."""
-    print(report(read_examples(out, *SPLITS)))
+    from training.data_card import report
+
+    path = out / "removed.json"  # not there where an earlier version built
+    removed = json.loads(path.read_text(encoding="utf-8")) if path.exists() else None
+    print(report(read_examples(out, *SPLITS), removed))
 
 
 if __name__ == "__main__":

@@ -26,10 +26,12 @@ from training.data import (
     load_pku,
     near_duplicate_groups,
     normalise,
+    prompt_groups,
     read_examples,
-    report,
     targets,
+    without_near_duplicates,
 )
+from training.data_card import report
 
 
 def pku_row(**changes: Any) -> dict[str, Any]:
@@ -129,6 +131,49 @@ def test_the_first_of_two_equal_texts_stays() -> None:
 
 def test_an_empty_answer_is_not_the_prompt_alone() -> None:
     assert len(deduplicate([Example("Why?", "", "a"), Example("Why?", None, "b")])) == 2
+
+
+def test_of_near_duplicates_the_first_stays_unless_their_labels_differ() -> None:
+    answer = "mix the flour and the sugar with two eggs and some salt then bake it for an hour"
+    rows = [
+        Example("How do I bake a cake?", answer, "first", False, 0),
+        Example("how do I bake a cake", answer + " please", "near", False, 0),
+        Example("How do I bake a cake?", answer + " hatefully", "other label", True, 2),
+        Example("How do I bake a cake?", "with love", "other answer", False, 0),
+        Example("Quite another question", answer, "other prompt", False, 0),
+        Example("How do I bake a cake?", None, "alone", False, 0),
+    ]
+    kept = without_near_duplicates(rows, prompt_groups(rows))
+    assert [e.source for e in kept] == [
+        "first", "other label", "other answer", "other prompt", "alone",
+    ]  # fmt: skip
+
+
+def test_the_card_says_who_gave_each_label_whether_splits_leak_and_which_traps_there_are() -> None:
+    rows = [
+        Example("a b", "I'm sorry, but that is illegal.", "responses/x", False,
+                origin={"unsafe": "human"}),
+        Example("a b", "Take a knife. Please note that it is illegal.", "annotated/x", True, 2,
+                ["Drugs"], {"severity": "ai", "categories": "ai"}),
+        Example("a b", "Gladly: one and two and three.", "benign/x", False, 0, [],
+                {"severity": "derived", "categories": "derived"}),
+        Example("kill a process", None, "over_refusal/x", False, 0, [],
+                {"severity": "human", "categories": "derived"}),
+        Example("c d", None, "prompts/x", True, 3, None, {"severity": "weak"}),
+        Example("a b", "none", "unlabelled/x", split="test"),
+    ]  # fmt: skip
+    card = report(rows, {"exact": 7, "near": 3})
+    assert "7 exact duplicates" in card
+    assert "3 near ones" in card
+    assert "| responses/x | output | 1 | 0 | 0 | 0 | human | - | - |" in card
+    assert "| annotated/x | output | 1 | 0 | 0 | 1 | ai | ai | ai |" in card
+    assert "| label | ai | derived | human | none | weak |" in card
+    assert "| unsafe | 1 | 1 | 2 | 1 | 1 |" in card
+    assert "Prompts in two splits: 1; groups of like prompts in two: 1" in card
+    assert "1 harmless answers have no word of refusal or warning, 1 have one; 1 of 1" in card
+    assert "1 prompts of over-refusal sets" in card
+    assert "1 prompts carry weak tags" in card
+    assert "Drugs (1)" in card
 
 
 words = st.sampled_from([f"w{n}" for n in range(12)])
