@@ -24,13 +24,20 @@ import tyro
 
 from guardrail.artifact import write_manifest
 from guardrail.moderator import OnnxModerator
+from guardrail.policy import LEVELS
 from guardrail.taxonomy import Category, Direction
 from training.contrast import prompts
 from training.data import Example, Split, normalise, read_examples, targets
 from training.decisions import Decisions, decide
 from training.eval_sets import EvalSet, direction_of, held_out_sets, human_labels, public_sets
 from training.evaluation_report import fill_card, markdown
-from training.metrics import binary_metrics, category_metrics, intervals, severity_metrics
+from training.metrics import (
+    binary_metrics,
+    calibration_metrics,
+    category_metrics,
+    intervals,
+    severity_metrics,
+)
 from training.prefixes import SHARES, caught_by, prefixes
 from training.robustness import OBFUSCATIONS, kept, obfuscated, sample
 
@@ -68,6 +75,9 @@ def score(each: EvalSet, seen: Decisions) -> dict[str, Any]:
     if unsafe.any() and all(e.severity is not None for e in examples):
         graded = np.array([e.severity for e in examples]), seen.severity
         figures |= severity_metrics(*graded)
+        figures["calibration"] = calibration_metrics(
+            graded[0], seen.uncalibrated, seen.probabilities, [level.label for level in LEVELS]
+        )
     if unsafe.any() and all(e.categories is not None for e in examples):
         names = np.stack([targets(e)[2] for e in examples]) > 0
         both, either = (names & seen.held).sum(), names.sum() + seen.held.sum()
@@ -186,6 +196,11 @@ def evaluate(args: Args) -> dict[str, Any]:
         "model": moderator.id,
         "split": args.split,
         "limit": args.limit,
+        "artifact": {
+            name: moderator.manifest.metrics[name]
+            for name in ("megabytes", "parity", "speed")
+            if name in moderator.manifest.metrics
+        },
         "sets": results,
         "robustness": _rounded(robustness(moderator, hard, args)),
         "prefixes": _rounded(prefix_table(moderator, hard, args)),

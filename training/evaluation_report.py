@@ -41,6 +41,8 @@ _HEADS = {
     "severity_exact": "exact", "off_by_two": "off by two", "grave_recall": "moderate+ caught",
     "severe_caught": "severe caught", "category_f1": "19 categories, micro F1",
     "category_macro_f1": "macro F1 of categories", "kept": "recall kept",
+    "reached": "reached", "ece_before": "ECE without", "ece_after": "ECE with",
+    "log_loss_before": "log-loss without", "log_loss_after": "log-loss with",
     "kept_or_unreadable": "kept or unreadable", "fpr": "harmless flagged",
 }  # fmt: skip
 PLOTS = {
@@ -66,6 +68,8 @@ def markdown(figures: Figures, *, plots: bool = False) -> str:
     for kind, title in _KINDS.items():
         lines += _section(title, sets_of(figures, kind, _COLUMNS[kind]))
     lines += _section("Severity and categories", severity_of(figures))
+    lines += _section("Probabilities, without calibration and with it", calibration_of(figures))
+    lines += _section("Size, parity and speed", artifact_of(figures))
     if plots:
         lines += ["", *(f"![{text}](evaluation/{name}.png)" for name, text in PLOTS.items())]
     lines += _section("Disguises", robustness_of(figures))
@@ -118,6 +122,37 @@ def severity_of(figures: Figures) -> list[str]:
     return grid("set", rows, ("labels", "n", *_SEVERITY))
 
 
+def calibration_of(figures: Figures) -> list[str]:
+    """A row per set and severity level, in sets that have severities."""
+    rows = {
+        f"{name}, at least {level}": row
+        for name, each in figures["sets"].items()
+        for level, row in each.get("calibration", {}).items()
+    }
+    columns = ("n", "reached", "ece_before", "ece_after", "ece_by_chance")
+    return grid("probability", rows, (*columns, "log_loss_before", "log_loss_after"))
+
+
+def artifact_of(figures: Figures) -> list[str]:
+    """What the manifest says of the file, but for devices that were not measured."""
+    known = figures.get("artifact", {})
+    lines = [f"- {known['megabytes']} MB"] if "megabytes" in known else []
+    if parity := known.get("parity"):
+        lines.append(
+            f"- {parity['precision']} decides as fp32 does on {parity['equal']:.2%} of "
+            f"{parity['texts']} texts; no severity moved by more than {parity['largest_step']}"
+        )
+    speed = known.get("speed", {})
+    for device, row in speed.items():
+        if isinstance(row, dict) and "ms_by_tokens" in row:
+            each = ", ".join(f"{ms} ms for {n} tokens" for n, ms in row["ms_by_tokens"].items())
+            lines.append(
+                f"- {device}: {each}; {row['texts_per_second']} texts a second ({speed['machine']},"
+                f" under a load of {speed['load']})"
+            )
+    return lines
+
+
 def categories_of(figures: Figures) -> list[str]:
     rows = figures["sets"].get("annotated answers", {}).get("categories", {})
     columns = ("n", "f1", "auroc", "auprc", "recall", "recall_at_1_fpr", "recall_at_5_fpr")
@@ -162,6 +197,8 @@ def filled(card: str, figures: Figures) -> str:
     blocks = {
         "model": [f"`{figures['model']}`, {figures['split']} split."],
         "severity": severity_of(figures),
+        "calibration": calibration_of(figures),
+        "artifact": artifact_of(figures),
         "categories": categories_of(figures),
         "robustness": robustness_of(figures),
         "prefixes": prefixes_of(figures),

@@ -18,11 +18,13 @@ from guardrail.calibration import (
     clopper_pearson,
     expected_calibration_error,
     expected_error_by_chance,
+    log_loss,
 )
 
 __all__ = [
     "binary_metrics",
     "bootstrap",
+    "calibration_metrics",
     "category_metrics",
     "expected_calibration_error",
     "intervals",
@@ -104,6 +106,27 @@ def severity_metrics(truth: np.ndarray, called: np.ndarray) -> dict[str, Any]:
             figures[name] = float(flagged.mean())
             figures[f"{name}_low"], figures[f"{name}_high"] = bounds
     return figures
+
+
+def calibration_metrics(
+    truth: np.ndarray, before: np.ndarray, after: np.ndarray, levels: Sequence[str]
+) -> dict[str, dict[str, Any]]:
+    """Per severity level, how far probabilities are off without the calibration and with it.
+
+    truth: (n,) 0-3; before, after: (n, 3) P(>= level)."""
+    table = {}
+    for k, name in enumerate(levels):
+        reached = truth > k
+        table[name] = {
+            "n": len(truth),
+            "reached": int(reached.sum()),
+            "ece_before": expected_calibration_error(before[:, k], reached),
+            "ece_after": expected_calibration_error(after[:, k], reached),
+            "ece_by_chance": expected_error_by_chance(after[:, k]),
+            "log_loss_before": log_loss(before[:, k], reached),
+            "log_loss_after": log_loss(after[:, k], reached),
+        }
+    return table
 
 
 def category_metrics(

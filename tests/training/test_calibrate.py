@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import re
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,7 @@ from training.evaluation_report import filled, markdown
 from training.metrics import (
     binary_metrics,
     bootstrap,
+    calibration_metrics,
     category_metrics,
     recall_at_fpr,
     severity_metrics,
@@ -196,6 +198,18 @@ def test_severity_figures_by_hand() -> None:
     assert figures["grave_recall"] == pytest.approx(2 / 3)
 
 
+def test_calibration_is_told_level_by_level_without_and_with_it() -> None:
+    truth, before = np.array([0, 1, 3, 3]), np.full((4, 3), 0.5)
+    after = np.array([[0.0, 0, 0], [1, 0, 0], [1, 1, 1], [1, 1, 1]])
+    table = calibration_metrics(truth, before, after, ["minor", "moderate", "severe"])
+    assert [row["reached"] for row in table.values()] == [3, 2, 2]
+    assert table["minor"]["ece_before"] == 0.25
+    assert table["severe"]["log_loss_before"] == pytest.approx(math.log(2))
+    for row in table.values():
+        assert row["ece_after"] == 0
+        assert row["log_loss_after"] < 1e-5
+
+
 def test_categories_that_no_text_has_are_left_out() -> None:
     truth = np.array([[True, False], [False, False]])
     table = category_metrics(truth, truth, truth.astype(float), np.array([True, False]), ["a", "b"])
@@ -221,9 +235,18 @@ FIGURES: dict[str, Any] = {
     "sets": {
         "annotated answers": {
             "kind": "annotated", "labels": "ai", "n": 10, "unsafe": 4, "f1": 0.5, "f1_low": 0.4,
-            "f1_high": 0.6, "kappa": 0.7, "categories": {"Drugs": {"n": 3, "f1": 0.25}},
+            "f1_high": 0.6, "kappa": 0.7, "calibration": {"minor": {"ece_before": 0.125}},
+            "categories": {"Drugs": {"n": 3, "f1": 0.25}},
         },
         "benign answers": {"kind": "harmless", "labels": "derived", "n": 5, "fpr": 0.2},
+    },
+    "artifact": {
+        "megabytes": 24.1,
+        "parity": {"precision": "int8", "equal": 0.9975, "texts": 2000, "largest_step": 1},
+        "speed": {
+            "machine": "a machine", "load": 0.5, "onnxruntime": "1", "cuda": {"skipped": "none"},
+            "cpu": {"ms_by_tokens": {"32": 4.5, "128": 9.0}, "texts_per_second": 101.0},
+        },
     },
     "robustness": [{"disguise": "casing", "n": 4, "kept": 0.75}],
     "prefixes": {"harmful": [{"share": 0.5, "flagged": 0.4, "caught": 0.45}]},
@@ -237,6 +260,11 @@ def test_the_report_has_every_figure_with_its_interval() -> None:
     assert "| casing | 4 | 0.750 |" in text
     assert "| harmful | 0.450 |" in text
     assert "| Drugs | 3 | 0.250 |" in text
+    assert "| annotated answers, at least minor | 0.125 |" in text
+    assert "- 24.1 MB" in text
+    assert "- int8 decides as fp32 does on 99.75% of 2000 texts" in text
+    assert "- cpu: 4.5 ms for 32 tokens, 9.0 ms for 128 tokens; 101.0 texts a second" in text
+    assert "cuda" not in text
 
 
 def test_a_card_is_filled_in_between_its_marks_and_nowhere_else() -> None:
