@@ -50,6 +50,7 @@ from training.tuning import (
     epochs_of,
     finish,
     open_policy,
+    remember,
     rows_per_update,
     train,
 )
@@ -74,6 +75,8 @@ class Args(TuningArgs):
     batch: int = 8
     held_out: int = 100
     """Pairs of the validation split on which the result is measured."""
+    held_out_steps: int = 50
+    """Steps between measurements of them for the curves."""
 
 
 class Trainer(Watched, DPOTrainer):
@@ -171,23 +174,13 @@ def as_rows(choices: Sequence[Choice]) -> list[dict[str, Any]]:
     ]
 
 
-def dataset_of(choices: Sequence[Choice], folder: Path) -> Dataset:
-    """On disk, where the reference's log-probabilities are kept for a run that is resumed, with the
-    hash of the rows. SystemExit where other rows are there: a resumed run would mix two orders."""
-    rows = as_rows(choices)
-    ours = digest_of(rows)
-    mark = folder / "rows.sha256"
+def dataset_of(rows: Sequence[dict[str, Any]], folder: Path) -> Dataset:
+    """On disk, where the reference's log-probabilities are kept for a run that is resumed."""
     if not folder.exists():
         partial = folder.with_suffix(".partial")
         shutil.rmtree(partial, ignore_errors=True)
-        Dataset.from_list(rows).save_to_disk(str(partial))
-        (partial / mark.name).write_text(ours, encoding="utf-8")
+        Dataset.from_list(list(rows)).save_to_disk(str(partial))
         partial.rename(folder)
-    if not mark.exists() or mark.read_text(encoding="utf-8") != ours:
-        raise SystemExit(
-            f"{folder} holds other pairs than the {len(rows)} of this run: the data has changed "
-            f"since it began. Put the data back, remove {folder.parent}, or choose another --out"
-        )
     return load_from_disk(str(folder))
 
 
@@ -252,13 +245,27 @@ def main(args: Args) -> None:
         if (side := better_of(p, args.preference)) is not None
         and fits(choice := Choice(p.prompt, p.answers[side], p.answers[1 - side], p.source))
     ][: min(args.held_out, args.limit or args.held_out)]
+    rows, seen = as_rows([chosen[i] for i in order]), as_rows(tested)
+    # A resumed run would mix two orders, or keep log-probabilities of other rows.
+    of_data = {"data": digest_of([rows, seen])[:16]}
+    remember(args.out / "data.json", of_data, beside=str(args.out))
     config = DPOConfig(
-        **config_fields(args, args.out, steps), beta=args.beta, precompute_ref_log_probs=True
+        **config_fields(args, args.out, steps),
+        beta=args.beta,
+        precompute_ref_log_probs=True,
+        per_device_eval_batch_size=args.batch,
+        eval_strategy="steps" if seen else "no",
+        eval_steps=args.held_out_steps,
     )
     with config.main_process_first(local=False):  # others read what it has written
-        pairs = dataset_of([chosen[i] for i in order], args.out / "pairs")
+        pairs = dataset_of(rows, args.out / "pairs")
+        unseen = dataset_of(seen, args.out / "held_out") if seen else None
     trainer = Trainer(
-        model=lm.model, args=config, train_dataset=pairs, processing_class=lm.tokenizer
+        model=lm.model,
+        args=config,
+        train_dataset=pairs,
+        eval_dataset=unseen,
+        processing_class=lm.tokenizer,
     )
     train(trainer, args.out)
     figures = held_out(trainer, lm, tested, args.beta)

@@ -1,6 +1,7 @@
 """Curves of a training run: written as it goes, to TensorBoard and to a file, and drawn.
 
 python -m training.plots build/ppo_lag build/ppo --out docs/ppo_lag.svg
+python -m training.plots build/dpo build/dpo-single --out dpo.svg
 """
 
 from __future__ import annotations
@@ -15,15 +16,20 @@ import tyro
 
 Row = dict[str, float]
 FILE = "curves.jsonl"
-# What a figure of PPO-Lagrangian shows: the key of a row, and its axis.
+# What a figure shows of what there is: the key of a row, and its axis.
 PANELS = {
+    "loss": "loss",
     "reward": "reward",
     "cost": "cost (> 0: unsafe)",
     "lambda": "lambda",
     "kl": "KL to the reference, nats per answer",
     "length": "length, tokens",
     "entropy": "entropy, nats per token",
+    "rewards/accuracies": "better answer gained on the other, share",
+    "rewards/margins": "margin: beta x what the better gained more",
+    "learning_rate": "learning rate",
 }
+HELD_OUT = "eval_"  # before a key: of texts that are not trained on
 
 
 class Curves:
@@ -81,10 +87,13 @@ def smooth(values: Sequence[float], weight: float) -> list[float]:
 def draw(
     runs: Annotated[tuple[Path, ...], tyro.conf.Positional],
     out: Path,
-    panels: tuple[str, ...] = tuple(PANELS),
+    panels: tuple[str, ...] = (),
     smoothing: float = 0.8,
 ) -> None:
-    """Draw the curves of `runs` (folders) side by side into `out` (.svg or .png)."""
+    """Draw the curves of `runs` (folders) side by side into `out` (.svg or .png).
+
+    panels: all that the runs have, by default. Dots are held-out figures.
+    """
     import matplotlib
 
     matplotlib.use("agg")
@@ -94,6 +103,8 @@ def draw(
     rows = {run.name: read(run) for run in runs}
     if missing := [str(run) for run in runs if not rows[run.name]]:
         raise SystemExit(f"no curves in {', '.join(missing)}: name the --out of a training run")
+    known = {key for run_rows in rows.values() for row in run_rows for key in row}
+    panels = panels or tuple(panel for panel in PANELS if panel in known)
     columns = min(3, len(panels))
     lines = -(-len(panels) // columns)
     figure, axes = pyplot.subplots(
@@ -104,8 +115,14 @@ def draw(
             points = [(row["step"], row[panel]) for row in run_rows if panel in row]
             if points:
                 steps, values = zip(*points, strict=True)
-                (line,) = axis.plot(steps, smooth(values, smoothing), label=name)
+                weight = 0.0 if panel == "learning_rate" else smoothing
+                (line,) = axis.plot(steps, smooth(values, weight), label=name)
                 axis.plot(steps, values, color=line.get_color(), alpha=0.25, linewidth=0.8)
+                key = HELD_OUT + panel
+                if held := [(row["step"], row[key]) for row in run_rows if key in row]:
+                    axis.plot(
+                        *zip(*held, strict=True), "o:", color=line.get_color(), label="held out"
+                    )
             limits = [(row["step"], row["cost_limit"]) for row in run_rows if "cost_limit" in row]
             if panel == "cost" and limits:
                 axis.plot(*zip(*limits, strict=True), color="grey", linestyle="--", linewidth=0.8)

@@ -37,7 +37,7 @@ from training.lm import (
     tokenizer_fingerprint,
 )
 from training.losses import kl_estimate, masked_mean
-from training.plots import Curves, read
+from training.plots import Curves, draw, read
 from training.ppo import Critics, Learner, NotFiniteError, Ppo, Rollout
 from training.preferences import read_demonstrations
 from training.rollout import (
@@ -89,6 +89,8 @@ class Args(Ppo):
     seed: int = 0
     save_every: int = 5
     """Steps between checkpoints."""
+    plot: Path | None = None
+    """Where its curves are drawn at the end (.svg or .png); curves.svg in `out` by default."""
 
 
 class Run:
@@ -313,6 +315,7 @@ def finish(run: Run, lm: LanguageModel) -> None:
     """The adapter, and last the summary that says where it comes from."""
     args = run.args
     run.model.save_pretrained(args.out, selected_adapters=["default"])
+    draw((args.out,), args.plot or args.out / "curves.svg")
     rows = read(args.out)[-10:]
     summary = {
         "recipe": "ppo_lag",

@@ -14,6 +14,7 @@ import os
 import signal
 import sys
 from collections.abc import Collection, Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -33,6 +34,7 @@ from training.lm import (
     new_adapter,
     tokenizer_fingerprint,
 )
+from training.plots import Curves, draw
 
 
 @dataclass(kw_only=True)
@@ -64,6 +66,8 @@ class TuningArgs:
     """Less memory for a third more time."""
     save_steps: int = 25
     log_steps: int = 5
+    plot: Path | None = None
+    """Where its curves are drawn at the end (.svg or .png); curves.svg in `out` by default."""
     seed: int = 0
     limit: int | None = None
     """Train on so many rows only."""
@@ -110,7 +114,7 @@ def config_fields(args: TuningArgs, out: Path, steps: int) -> dict[str, Any]:
         "save_steps": args.save_steps,
         "save_total_limit": 2,
         "logging_steps": args.log_steps,
-        "report_to": ["tensorboard"],
+        "report_to": "none",  # `Logged` writes the curves, the same ones after a kill
         "seed": args.seed,
         "data_seed": args.seed,
         "dataloader_pin_memory": torch.cuda.is_available(),
@@ -191,6 +195,26 @@ class StopAtSignal(TrainerCallback):
         return control
 
 
+class Logged(TrainerCallback):
+    """What a trainer logs of a step becomes a row of its curves."""
+
+    def __init__(self, curves: Curves) -> None:
+        self._curves = curves
+
+    def on_log(
+        self,
+        args: TrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+        logs: Mapping[str, Any],
+        **_: Any,
+    ) -> None:
+        if "train_runtime" not in logs:  # the summary of all steps
+            clocks = ("epoch", "runtime", "per_second", "preparation_time")
+            row = {k: v for k, v in _finite(logs).items() if not k.endswith(clocks)}
+            self._curves.add(state.global_step, row)
+
+
 def last_checkpoint(out: Path) -> str | None:
     """The newest checkpoint that is whole: its state is written last."""
     found = [
@@ -203,12 +227,14 @@ def last_checkpoint(out: Path) -> str | None:
 
 # --- what a folder holds is of one run -----------------------------------------------------------
 
-_MAY_CHANGE = ("save_steps", "log_steps", "bases", "steps", "save_every")
+_MAY_CHANGE = (
+    "save_steps", "log_steps", "bases", "steps", "save_every", "plot", "held_out_steps",
+)  # fmt: skip
 _SHOWN = {"rows_per_update": "batch x accumulate x processes"}
 _AT_LEAST_ONE = (
     "epochs", "batch", "accumulate", "max_tokens", "rank", "save_steps", "log_steps", "steps",
-    "rollouts", "minibatch", "new_tokens", "prompt_tokens", "window", "save_every", "prompts",
-    "draws", "tokens",
+    "held_out_steps", "rollouts", "minibatch", "new_tokens", "prompt_tokens", "window",
+    "save_every", "prompts", "draws", "tokens",
 )  # fmt: skip
 
 
@@ -309,8 +335,12 @@ def train(trainer: Any, out: Path) -> None:
     checkpoint = last_checkpoint(out)
     if checkpoint:
         print(f"resuming from {checkpoint}", flush=True)
-    with StopAtSignal() as stop:
+    step = int(checkpoint.rsplit("-", 1)[1]) if checkpoint else 0
+    writer = Curves(out, step) if trainer.accelerator.is_main_process else nullcontext()
+    with StopAtSignal() as stop, writer as curves:
         trainer.add_callback(stop)
+        if curves is not None:
+            trainer.add_callback(Logged(curves))
         trainer.train(resume_from_checkpoint=checkpoint)
     if trainer.state.global_step < trainer.state.max_steps:
         raise SystemExit(
@@ -327,7 +357,7 @@ def finish(
     rows: Mapping[str, int],
     held_out: Mapping[str, float] | None = None,
 ) -> None:
-    """Write the adapter, then `summary.json`. Every process calls it; one writes.
+    """Write the adapter, draw the curves, then `summary.json`. Every process calls it; one writes.
 
     rows: how many of what was trained on; held_out: figures on texts that were not.
     """
@@ -337,6 +367,7 @@ def finish(
         return
     model.save_pretrained(out, selected_adapters=["default"], state_dict=state)
     (out / "README.md").unlink(missing_ok=True)  # peft's card is a form to be filled in
+    draw((out,), args.plot or out / "curves.svg")
     summary = {
         "args": json.loads(json.dumps(asdict(args), default=str)),
         "base": lm.base,

@@ -18,7 +18,7 @@ pytest.importorskip("trl")
 import tiny_policy  # noqa: E402
 import tiny_preferences  # noqa: E402
 
-from training import dpo, sft, tuning  # noqa: E402
+from training import dpo, plots, sft, tuning  # noqa: E402
 from training.lm import load_policy  # noqa: E402
 from training.preferences import Preference  # noqa: E402
 
@@ -63,6 +63,10 @@ def losses(out: Path) -> list[float]:
     return [entry["loss"] for entry in history if "loss" in entry]
 
 
+def rows_of(out: Path) -> list[dict[str, float]]:
+    return [row for row in plots.read(out) if "loss" in row]
+
+
 def stop_at(step: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """A real SIGTERM, within a step."""
     original = tuning.StopAtSignal.on_step_end
@@ -103,6 +107,24 @@ def test_sft_stopped_by_a_signal_resumes_to_the_same_curve(
     (out / "checkpoints" / "checkpoint-9").mkdir()
     sft.main(sft_args(root, out, epochs=2))
     assert losses(out) == pytest.approx(losses(tuned), abs=1e-5)
+    assert [row["step"] for row in rows_of(out)] == list(range(1, 17))
+    assert [row["loss"] for row in rows_of(out)] == losses(out)
+
+
+def test_the_curves_of_a_run_are_written_and_drawn(tuned: Path, preferred: Path) -> None:
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    for out, held_out in ((tuned, []), (preferred, list(range(2, 27, 2)))):
+        events = EventAccumulator(str(out / "events"))
+        events.Reload()
+        for name in ("loss", "learning_rate"):
+            shown = [event.value for event in events.Scalars(name)]
+            assert shown == pytest.approx([row[name] for row in rows_of(out)])
+        seen = [row for row in plots.read(out) if "eval_rewards/accuracies" in row]
+        assert [row["step"] for row in seen] == held_out
+        assert "</svg>" in (out / "curves.svg").read_text()
+    assert seen[-1]["eval_rewards/accuracies"] > 0.8
+    assert seen[-1]["eval_rewards/margins"] > seen[0]["eval_rewards/margins"]
 
 
 def test_another_run_in_the_same_folder_is_refused(root: Path, tuned: Path) -> None:
@@ -200,7 +222,8 @@ def test_a_kind_is_not_asked_twice_before_every_prompt_was(root: Path) -> None:
 
 
 def dpo_args(root: Path, tuned: Path, out: Path, **changes: Any) -> dpo.Args:
-    fields = {"pairs": 48, "help_pairs": 4, "beta": 0.5, "held_out": 10, "epochs": 2} | changes
+    fields = {"pairs": 48, "help_pairs": 4, "beta": 0.5, "held_out": 10, "epochs": 2}
+    fields |= {"held_out_steps": 2} | changes
     return dpo.Args(policy=str(tuned), out=out, **common(root, **fields))
 
 
@@ -293,16 +316,21 @@ def test_on_policy_pairs_are_trained_on_beside_the_others(
     assert rows == {"annotated_pairs": 7, "on_policy": 2}
 
 
-def test_dpo_does_not_train_on_the_pairs_of_other_data(tmp_path: Path) -> None:
-    choices = [dpo.Choice(f"p{n}", "better", "worse", "s") for n in range(4)]
-    folder = tmp_path / "pairs"
-    (tmp_path / "pairs.partial").mkdir()  # what a kill left
-    first = dpo.dataset_of(choices, folder)
-    assert len(dpo.dataset_of(choices, folder)) == len(first) == 4
+def test_dpo_does_not_go_on_with_the_pairs_of_other_data(
+    root: Path, tuned: Path, preferred: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    choose = dpo.choose
+    monkeypatch.setattr(dpo, "choose", lambda *given: choose(*given)[::-1])
+    with pytest.raises(SystemExit, match="is of a run with another data"):
+        dpo.main(dpo_args(root, tuned, preferred))
+
+
+def test_pairs_that_a_kill_left_half_written_are_written_anew(tmp_path: Path) -> None:
+    rows = dpo.as_rows([dpo.Choice(f"p{n}", "better", "worse", "s") for n in range(4)])
+    (tmp_path / "pairs.partial").mkdir()
+    assert len(dpo.dataset_of(rows, tmp_path / "pairs")) == 4
+    assert len(dpo.dataset_of(rows, tmp_path / "pairs")) == 4
     assert not (tmp_path / "pairs.partial").exists()
-    for other in (choices[:3], choices[::-1], [dpo.Choice("p", "a", "b", "s")] * 4):
-        with pytest.raises(SystemExit, match="holds other pairs than"):
-            dpo.dataset_of(other, folder)
 
 
 def test_dpo_without_its_extra_pairs_says_so_before_anything_else(
@@ -349,7 +377,7 @@ def test_two_processes_of_dpo_share_the_pairs_that_one_wrote(
 ) -> None:
     options = ("--pairs", "8", "--help-pairs", "0", "--held-out", "0")
     launch_two(root, "dpo", tuned, tmp_path / "two", *options)
-    assert (tmp_path / "two" / "pairs" / "rows.sha256").exists()
+    assert (tmp_path / "two" / "data.json").exists()
     assert losses(tmp_path / "two")[0] == pytest.approx(0.6931, abs=1e-3)
 
 
