@@ -220,6 +220,16 @@ def from_pku(row: dict[str, Any]) -> Preference:
     )
 
 
+def kinds_of_prompts(
+    preferences: Iterable[Preference], demonstrations: Iterable[Demonstration]
+) -> tuple[set[str], set[str]]:
+    """Harmful prompts, to which some answer was unsafe, and harmless ones, which were asked as
+    such; a prompt of both kinds is of the first."""
+    harmful = {p.prompt for p in preferences if True in p.unsafe}
+    asked = {d.prompt for d in demonstrations if d.kind in ("benign", "borderline")}
+    return harmful, asked - harmful
+
+
 def merge(preferences: Iterable[Preference]) -> list[Preference]:
     """One preference per prompt and pair of answers, in order of first sight."""
     merged: dict[tuple[str, ...], Preference] = {}

@@ -25,6 +25,7 @@ from training.lm import (
     load_policy,
     new_adapter,
 )
+from training.preference_rows import kinds_of_prompts
 from training.preferences import read_demonstrations, read_preferences
 
 REFERENCE = "reference"  # the name of a frozen adapter that the policy started from
@@ -225,17 +226,12 @@ class EndlessPrompts:
 
 
 def rollout_prompts(folder: Path, tokenizer: Any, tokens: int) -> tuple[list[str], list[str]]:
-    """Training prompts that fit into `tokens`, from what `training.preferences` built: those that
-    some answer to was unsafe, and harmless ones (a prompt of both kinds is of the first). Held-out
-    splits are not read."""
+    """Training prompts that fit into `tokens`, harmful and harmless ones, from what
+    `training.preferences` built. Held-out splits are not read."""
     pairs, demonstrations = read_preferences(folder, "train"), read_demonstrations(folder, "train")
-    kinds = (
-        {p.prompt for p in pairs if True in p.unsafe},
-        {d.prompt for d in demonstrations if d.kind in ("benign", "borderline")},
-    )
+    kinds = kinds_of_prompts(pairs, demonstrations)
     harmful, benign = (
-        [p for p in sorted(kind) if len(encode_prompt(tokenizer, p)) <= tokens]
-        for kind in (kinds[0], kinds[1] - kinds[0])
+        [p for p in sorted(kind) if len(encode_prompt(tokenizer, p)) <= tokens] for kind in kinds
     )
     if not harmful or not benign:
         raise SystemExit(

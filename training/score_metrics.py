@@ -26,6 +26,7 @@ from sklearn.metrics import roc_auc_score
 
 from guardrail.score import ScoreKind
 from training.metrics import bootstrap
+from training.preference_rows import kinds_of_prompts
 from training.preferences import Preference, read_demonstrations, read_preferences
 from training.scorers import open_scorer
 
@@ -145,14 +146,9 @@ class HeldOut:
 
 
 def held_out(folder: Path) -> list[HeldOut]:
-    """The answers of the test split's pairs and demonstrations, each once, in a fixed order.
-
-    A prompt is of the harmful kind where an answer to it was unsafe, else of the harmless one where
-    it was asked as such (as in `rollout.rollout_prompts`).
-    """
+    """The answers of the test split's pairs and demonstrations, each once, in a fixed order."""
     pairs, demonstrations = read_preferences(folder, "test"), read_demonstrations(folder, "test")
-    harmful = {p.prompt for p in pairs if True in p.unsafe}
-    harmless = {d.prompt for d in demonstrations if d.kind in ("benign", "borderline")} - harmful
+    harmful, harmless = kinds_of_prompts(pairs, demonstrations)
     answers = dict.fromkeys(
         [(p.prompt, answer) for p in pairs for answer in p.answers]
         + [(d.prompt, d.answer) for d in demonstrations]
