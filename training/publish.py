@@ -42,6 +42,9 @@ def stages(policy: Path) -> list[dict[str, Any]]:
     if not path.is_file():
         raise SystemExit(f"{path} is missing: the run has not ended: start it again, it resumes")
     summary = json.loads(path.read_text(encoding="utf-8"))
+    if "stages" in summary:  # published already, and gone on from
+        published: list[dict[str, Any]] = summary["stages"]
+        return published
     before = Path(summary["args"]["policy"])
     earlier = stages(before) if (before / "adapter_config.json").is_file() else []
     own = {name: value for name, value in summary.items() if name not in _LONG}

@@ -54,6 +54,15 @@ def test_a_published_adapter_opens_and_tells_every_stage(tmp_path: Path) -> None
     assert (ours - theirs).abs().mean() < 0.1 * (bare - theirs).abs().mean()
 
 
+def test_a_run_that_went_on_from_a_published_adapter_tells_its_stages_too(tmp_path: Path) -> None:
+    base = tiny_policy.llama(tmp_path / "base")
+    out = tmp_path / "out"
+    publish.main(publish.Args(run(tmp_path / "sft", base, base), out))
+    publish.main(publish.Args(run(tmp_path / "dpo", out, base), out))  # in place of its start
+    summary = json.loads((out / "summary.json").read_text())
+    assert [stage["policy"] for stage in summary["stages"]] == ["sft", "dpo"]
+
+
 def test_a_run_that_has_not_ended_is_not_published(tmp_path: Path) -> None:
     base = tiny_policy.llama(tmp_path / "base")
     unfinished = run(tmp_path / "sft", base, base)
