@@ -24,6 +24,7 @@ from guardrail.artifact import Manifest, write_manifest
 from guardrail.encoding import Encoder, pad
 from guardrail.moderator import OnnxModerator
 from guardrail.verdict import Pair
+from training.bases import BASES, MINILM
 from training.batching import encode, predict
 from training.data import Example, read_examples
 from training.model import ModerationModel, encoder_of
@@ -132,7 +133,10 @@ def main(args: Args) -> None:
     encoder = encoder_of(args.model)
     convert(args, scratch / "fp32.onnx", encoder)
     shutil.copy(args.model / "tokenizer.json", args.out / "tokenizer.json")
-    shutil.copy(Path(__file__).with_name("model_license.txt"), args.out / "LICENSE")
+    terms = Path(__file__).with_name("model_license.txt").read_text(encoding="utf-8")
+    if trained["base"] in BASES:
+        terms = terms.replace(MINILM, trained["base"])  # all of them are Apache-2.0
+    (args.out / "LICENSE").write_text(terms, encoding="utf-8")
     manifest = Manifest(
         id=args.name,
         base=trained["base"],
@@ -163,7 +167,10 @@ def main(args: Args) -> None:
 def data_source(name: str, rows: int) -> dict[str, Any]:
     """Name, rows and licence of a data source, for the manifest."""
     licences = {
-        "annotated": "CC-BY-NC-4.0 (BeaverTails and PKU-SafeRLHF texts; AI annotations by RUBRIC)",
+        "annotated": "AI annotations by RUBRIC of texts: CC-BY-NC-4.0 (BeaverTails, PKU-SafeRLHF, "
+        "Alpaca, ToxicChat); MIT (HH-RLHF, GPTFuzz, AdvBench, StrongREJECT, HarmBench, OpenAI "
+        "moderation); Apache-2.0 (DiaSafety); CC-BY-NC-SA-4.0 (S-Eval); CC-BY-SA-3.0 (Dolly); "
+        "CC-BY-4.0 (XSTest); none stated (OKTest, SPARD)",
         "responses": "CC-BY-NC-4.0 (BeaverTails, PKU-SafeRLHF)",
         "prompts": "CC-BY-NC-4.0 (BeaverTails, PKU-SafeRLHF); MIT (HH-RLHF)",
         "benign": "CC-BY-NC-4.0 (AlpacaFarm, Alpaca); CC-BY-SA-3.0 (Dolly)",

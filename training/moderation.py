@@ -29,6 +29,7 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from guardrail.encoding import Encoder, EncoderConfig
 from guardrail.errors import GuardrailError
 from training.augment import obfuscate
+from training.balance import balanced
 from training.bases import MINILM, base_folder
 from training.batching import Encoded, batches, encode, predict, tensors
 from training.contrast import prompts
@@ -58,6 +59,8 @@ class Args(Objective):
     """Share of the answers to train on; prompts alone are all used."""
     repeat: dict[str, int] = field(default_factory=dict)
     """How often the texts of sources with a prefix are seen per epoch, e.g. hard negatives."""
+    balance: float = 0.0
+    """How far sources and classes weigh alike, from 0 to 1 (`training.balance`)."""
     epochs: float = 2.0
     tokens_per_batch: int = 5000
     """Padded tokens in a batch; texts of like length go together."""
@@ -255,7 +258,7 @@ def main(args: Args) -> None:
     args.out.mkdir(parents=True, exist_ok=True)
     folder = base_folder(args.base, args.data.parent / "bases")
     encoder = Encoder.from_file(folder / "tokenizer.json", args.encoder)
-    chosen = choose(read_examples(args.data, "train"), args)
+    chosen = balanced(choose(read_examples(args.data, "train"), args), args.balance)
     held_out = [e for e in read_examples(args.data, "validation") if _annotated(e)][: args.limit]
     rows = encode(chosen, encoder, args.teacher_share)
     people = human_labels(args.people) if args.people else {}

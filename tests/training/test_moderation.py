@@ -105,7 +105,7 @@ def test_every_term_of_the_loss_trains_and_the_average_of_the_weights_is_the_res
         base=str(tiny_base), data=tiny_data, out=tmp_path / "all", epochs=4, learning_rate=3e-3,
         head_learning_rate=1e-2, tokens_per_batch=300, max_tokens=48, prompt_tokens=12, overlap=8,
         bf16=False, focal=1.0, absent=2.0, r_drop=0.5, ranking=0.3, in_prompt=0.3, average=0.9,
-        quantization_aware=True,
+        balance=0.5, quantization_aware=True,
     )  # fmt: skip
     main(args)
     last = json.loads((args.out / "summary.json").read_text())["history"][-1]
