@@ -86,7 +86,8 @@ def scan(
     The exit code is 1 where not one row could be judged."""
     _check_options(engine, address, gpus_per_worker, device)
     for option, path in (("--output", output), ("--report", report), ("--audit", audit)):
-        if path is not None and (problem := no_place(path)):
+        replaced = path is not report
+        if path is not None and (problem := no_place(path, replaced=replaced)):
             raise UsageError(f"{option} {problem}")
 
     from guardrail._scan_source import open_source

@@ -14,12 +14,14 @@ def beside(path: Path, suffix: str) -> Path:
     return path.parent / f"{path.name}{suffix}"
 
 
-def no_place(path: Path) -> str | None:
-    """Why no file can be put there, in a line; None where one may. A file that is put there takes
-    the place of what was: of a device, root would take it from all programs."""
+def no_place(path: Path, *, replaced: bool = True) -> str | None:
+    """Why no file can be written there, in a line; None where one may.
+
+    replaced: the file takes the place of what is there; a device would be lost to all programs.
+    """
     if os.path.isdir(path):
         return f"{path}: is a folder: name a file in it"
-    if os.path.exists(path) and not os.path.isfile(path):
+    if replaced and os.path.exists(path) and not os.path.isfile(path):
         return f"{path}: is a device or a pipe: name a file"
     if not os.path.isdir(path.parent):
         return f"{path.parent}: no such folder: make it first"

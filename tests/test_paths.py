@@ -134,7 +134,6 @@ def test_a_log_may_have_the_key_that_is_beside_it_named(folder: Path) -> None:
     "args",
     [
         ["scan", "in.jsonl", "--overwrite", "--output", "pipe.jsonl"],
-        ["scan", "in.jsonl", "--output", "o.jsonl", "--report", "pipe.jsonl"],
         ["calibrate", "in.jsonl", "--overwrite", "--output", "pipe.jsonl"],
         ["keys", "new", "--config", "pipe.jsonl"],
         ["check", "--prompt", "a", "--audit", "pipe.jsonl"],
