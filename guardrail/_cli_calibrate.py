@@ -21,6 +21,7 @@ from guardrail._cli import (
     complain,
     model_folder,
 )
+from guardrail._files import MISSHAPEN
 from guardrail._paths import beside, mix_up, no_place
 from guardrail._printable import escaped, printable
 from guardrail.errors import GuardrailError
@@ -191,7 +192,7 @@ def _judged(moderator: Moderator, rows: Sequence[Labelled], path: Path) -> Itera
     taken from there when the same rows are judged by the same model again."""
     identity = _identity(moderator, rows)
     done = _read_partial(path, identity)
-    yield from (_assessment(line) for line in done)
+    yield from done
     with path.open("ab" if done else "wb") as file, _bar(len(rows), len(done)) as advance:
         if not done:
             file.write(_line({"for": identity}))
@@ -212,7 +213,7 @@ def _identity(moderator: Moderator, rows: Sequence[Labelled]) -> str:
     return hashlib.sha256(json.dumps(what, default=dict).encode("utf-8", "replace")).hexdigest()
 
 
-def _read_partial(path: Path, identity: str) -> list[dict[str, Any]]:
+def _read_partial(path: Path, identity: str) -> list[Assessment]:
     """Assessments of an earlier run for the same texts and model; a line cut short is removed."""
     try:
         data = path.read_bytes()
@@ -220,14 +221,15 @@ def _read_partial(path: Path, identity: str) -> list[dict[str, Any]]:
         return []
     whole = data[: data.rfind(b"\n") + 1]
     try:
-        lines = [json.loads(line) for line in whole.splitlines()]
-    except (ValueError, RecursionError):
-        return []  # not ours
-    if not lines or lines[0] != {"for": identity}:
+        head, *lines = map(json.loads, whole.splitlines())
+        seen = [_assessment(line) for line in lines]
+    except MISSHAPEN:
+        return []  # not ours, or damaged
+    if head != {"for": identity}:
         return []
     if len(whole) < len(data):
         os.truncate(path, len(whole))
-    return lines[1:]
+    return seen
 
 
 def _plain(seen: Assessment) -> dict[str, Any]:

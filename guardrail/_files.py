@@ -11,7 +11,12 @@ from typing import Any
 
 from guardrail.errors import ArtifactError
 
-__all__ = ["sha256_of", "verify_file", "write_json"]
+__all__ = ["MISSHAPEN", "sha256_of", "verify_file", "write_json"]
+
+# What comes of reading data that was damaged, or made by something else, as if it were one's own.
+MISSHAPEN = (
+    ValueError, TypeError, LookupError, AttributeError, ArithmeticError, RecursionError,
+)  # fmt: skip
 
 
 def sha256_of(path: Path) -> str:

@@ -17,6 +17,7 @@ from typing import IO, Any, cast
 
 from guardrail._audit_chain import read_row
 from guardrail._audit_files import Names
+from guardrail._files import MISSHAPEN
 from guardrail.audit import rows
 from guardrail.errors import GuardrailError, require
 from guardrail.taxonomy import Category, Direction, Severity
@@ -132,13 +133,13 @@ def _verdict(row: Mapping[str, Any], field: str) -> Verdict | Unjudged:
         return Unjudged(str(row["error"]), scan_error=True)
     try:
         return read_verdict(said)
-    except (ValueError, TypeError, KeyError, AttributeError) as error:
+    except MISSHAPEN as error:
         return Unjudged(f"no verdict: {error}")
 
 
 def read_verdict(said: Mapping[str, Any]) -> Verdict:
-    """A verdict from its JSON, its probabilities as rounded there. Raises ValueError, TypeError,
-    KeyError, AttributeError where it is none."""
+    """A verdict from its JSON, its probabilities as rounded there. Raises one of MISSHAPEN where
+    it is none."""
     direction = Direction(said["direction"])
     return Verdict(
         action=Action(said["action"]),

@@ -40,8 +40,9 @@ class Worst:
 
     @classmethod
     def from_json(cls, data: list[Any]) -> Worst:
-        severity, probability, *rest = data
-        return cls(Severity.from_label(severity), float(probability), *rest)
+        severity, probability, row, name, category, text = data
+        level = Severity.from_label(severity)
+        return cls(level, float(probability), int(row), str(name), str(category), text)
 
 
 @dataclass(slots=True)
@@ -119,20 +120,25 @@ class Tally:
 
     @classmethod
     def from_json(cls, data: dict[str, Any]) -> Tally:
-        """What `to_json` gave. Raises KeyError, TypeError, ValueError on anything else."""
+        """What `to_json` gave. Raises one of MISSHAPEN on anything else."""
         level = Severity.from_label
-        return cls(
+        made = cls(
             rows=int(data["rows"]),
             errors=int(data["errors"]),
             degraded=int(data["degraded"]),
             unreadable=int(data["unreadable"]),
-            actions=Counter({Action(action): n for action, n in data["actions"].items()}),
-            severities=Counter({(Direction(d), level(s)): n for d, s, n in data["severities"]}),
-            held=Counter({(Category(c), level(s)): n for c, s, n in data["held"]}),
-            problems=Counter(data["problems"]),
+            actions=Counter({Action(action): int(n) for action, n in data["actions"].items()}),
+            severities=Counter(
+                {(Direction(d), level(s)): int(n) for d, s, n in data["severities"]}
+            ),
+            held=Counter({(Category(c), level(s)): int(n) for c, s, n in data["held"]}),
+            problems=Counter({problem: int(n) for problem, n in data["problems"].items()}),
             unsafe=[int(n) for n in data["unsafe"]],
             worst=[Worst.from_json(entry) for entry in data["worst"]],
         )
+        if made.to_json() != data or len(made.unsafe) != BINS:
+            raise ValueError("its counts were changed")
+        return made
 
 
 def _kind(error: str) -> str:

@@ -15,7 +15,7 @@ from importlib import resources
 from pathlib import Path
 from typing import Any
 
-from guardrail._files import sha256_of, verify_file, write_json
+from guardrail._files import MISSHAPEN, sha256_of, verify_file, write_json
 from guardrail.encoding import EncoderConfig
 from guardrail.errors import ArtifactError
 from guardrail.policy import Thresholds
@@ -140,7 +140,7 @@ def read_manifest(folder: Path, *, verify: bool = True) -> Manifest:
         manifest = Manifest(**data)
     except FileNotFoundError:
         raise ArtifactError(f"{path} is missing: not a model folder, or one half written") from None
-    except (OSError, ValueError, TypeError, RecursionError) as error:
+    except (OSError, *MISSHAPEN) as error:
         raise ArtifactError(f"{path}: not a readable manifest: {error}") from error
     if manifest.taxonomy != TAXONOMY_VERSION:
         raise ArtifactError(
@@ -155,7 +155,7 @@ def read_manifest(folder: Path, *, verify: bool = True) -> Manifest:
             manifest.calibration_of(direction)
             manifest.thresholds_of(direction)
         missing = [name for name in _FILES if not isinstance(manifest.files.get(name), str)]
-    except (ValueError, TypeError, AttributeError) as error:
+    except MISSHAPEN as error:
         raise ArtifactError(f"{path}: says what it cannot mean: {error}") from error
     if missing:
         raise ArtifactError(f"{path}: names no {missing[0]}: the artifact is incomplete")

@@ -19,6 +19,7 @@ from typing import IO, Any
 
 from guardrail import __version__
 from guardrail._audit_files import AuditError
+from guardrail._files import MISSHAPEN
 from guardrail._paths import beside, mix_up, no_place
 from guardrail._rows import Fields, ScanError, ScanUsageError
 from guardrail._scan_audit import ScanAudit
@@ -217,7 +218,7 @@ class Scan:
         try:
             left = json.loads(self.state.read_bytes())
             Tally.from_json(left["tally"])
-        except (OSError, ValueError, KeyError, TypeError, RecursionError):
+        except (OSError, *MISSHAPEN):
             return None  # `_left_behind` says what is wrong with it
         return left if left.get("complete") else None
 
@@ -266,7 +267,7 @@ class Scan:
             problem = f"{self.partial} is shorter than this says"
         except FileNotFoundError:
             return None
-        except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
+        except (OSError, *MISSHAPEN) as error:
             problem = f"cannot be read ({error})"
         if self._overwrite:
             return None

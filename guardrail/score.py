@@ -19,7 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 from tokenizers import Tokenizer
 
-from guardrail._files import sha256_of, verify_file, write_json
+from guardrail._files import MISSHAPEN, sha256_of, verify_file, write_json
 from guardrail._onnx import Session
 from guardrail.encoding import Encoder, EncoderConfig, Window, pad
 from guardrail.errors import ArtifactError, ModerationError
@@ -67,7 +67,7 @@ def read_score_manifest(folder: Path) -> ScoreManifest:
         files = [(folder / name, manifest.files[name]) for name in ("model.onnx", "tokenizer.json")]
     except FileNotFoundError:
         raise ArtifactError(f"{path} is missing: not a score model, or one half written") from None
-    except (OSError, ValueError, TypeError, KeyError) as error:
+    except (OSError, *MISSHAPEN) as error:
         raise ArtifactError(f"{path}: not a score model's manifest: {error}") from error
     if manifest.kind not in get_args(ScoreKind):
         raise ArtifactError(f"{path}: kind {manifest.kind!r} is neither reward nor cost")

@@ -146,6 +146,7 @@ def cut(folder: Path) -> None:
         lambda folder: edit(folder, thresholds={"input": {"severity": {"mild": 0.5}}}),
         lambda folder: edit(folder, thresholds={"input": {"severity": {"minor": 5}}}),
         lambda folder: edit(folder, thresholds={"input": {"categories": {"Arson": 0.5}}}),
+        lambda folder: edit(folder, thresholds={"input": {"severity": {"minor": 10**400}}}),
         lambda folder: edit(folder, thresholds=[]),
         lambda folder: edit(folder, calibration={"input": {"severity": [[1, 0]]}}),
         lambda folder: edit(folder, calibration={"input": {"severity": [[1]] * 3}}),

@@ -18,10 +18,12 @@ import pytest
 import guardrail
 from guardrail import Category, Direction, Guard, Policy, Severity
 from guardrail._calibrate import CalibrationError, Goal, Row, calibrate
+from guardrail._cli_calibrate import _judged
 from guardrail._labelled import Labelled, LabelledFileError, read_labelled
 from guardrail._policy_toml import extends_of, policy_toml, read_back
 from guardrail.moderator import OnnxModerator
 from guardrail.policy import Thresholds
+from guardrail.testing import FakeModerator
 from guardrail.verdict import Assessment, Pair
 
 ROOT = Path(guardrail.__file__).parents[1]
@@ -316,6 +318,21 @@ def test_what_an_earlier_run_did_not_leave_is_no_start(tmp_path: Path) -> None:
     (tmp_path / "p.toml.partial").write_text("[" * 100_000 + "\n")
     done = run(str(source), "--target-fpr", "0.1", "--output", str(tmp_path / "p.toml"))
     assert (done.returncode, done.stderr) == (0, b"")
+
+
+def test_assessments_that_were_damaged_are_made_anew(tmp_path: Path) -> None:
+    rows = [Labelled(Pair(f"{n}"), False, Severity.NONE, frozenset()) for n in range(3)]
+    judged: list[Pair] = []
+    moderator = FakeModerator({}, on_assess=judged.extend)
+    whole = list(_judged(moderator, rows, tmp_path / "p.partial"))
+    head, first, *rest = (tmp_path / "p.partial").read_bytes().splitlines(keepends=True)
+    for damaged in (b"{}\n", b"[1]\n", first.replace(b"0.", b"7."), first.replace(b"input", b"?")):
+        (tmp_path / "p.partial").write_bytes(b"".join([head, damaged, *rest]))
+        judged.clear()
+        assert list(_judged(moderator, rows, tmp_path / "p.partial")) == whole
+        assert len(judged) == 3
+    assert len(list(_judged(moderator, rows, tmp_path / "p.partial"))) == 3
+    assert len(judged) == 3  # for nothing was damaged any more
 
 
 def test_a_killed_run_goes_on_and_ends_like_an_unbroken_one(tmp_path: Path) -> None:

@@ -155,15 +155,16 @@ def test_what_has_no_verdict_is_counted_never_lost(tmp_path: Path) -> None:
             {"guardrail": good | {"model": "another-1"}},
             {"guardrail": good | {"severity_probabilities": {"none": 7}}},
             [1],
+            {"guardrail": good | {"severity_probabilities": {"none": 10**400}}},
         ],
     )
     found = replay(path, Policy.load("audit-only"), FAKE)
-    assert (found.changed, found.errors, found.malformed.rows) == (2, 1, 3)
-    assert found.malformed.examples == ["4", "6", "7"]
+    assert (found.changed, found.errors, found.malformed.rows) == (2, 1, 4)
+    assert found.malformed.examples == ["4", "6", "7"]  # the first three
     assert found.unknown_model == {"another-1": 1}
     assert found.degraded == 1
     assert found.actions == {(Action.REFUSE, Action.FLAG): 1, (Action.REFUSE, Action.ALLOW): 1}
-    assert found.rows == 7
+    assert found.rows == 8
     assert replay(path, STRICT, FAKE, uncalibrated=True).unknown_model == {}
 
 

@@ -288,6 +288,29 @@ def test_what_is_left_damaged_is_told(damage: str, tmp_path: Path) -> None:
     assert scan(source, output, overwrite=True).rows == 20
 
 
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("rows", 1e999),
+        ("actions", {"allow": "1"}),
+        ("problems", [1]),
+        ("unsafe", [0]),
+        ("worst", [["severe", 0.9, "first", "response", "", None]]),
+        ("severities", [["input", "none", -0.5]]),
+    ],
+)
+def test_counts_that_a_scan_did_not_leave_are_told(
+    name: str, value: object, tmp_path: Path
+) -> None:
+    source, output = interrupted(tmp_path)
+    state = tmp_path / "out.jsonl.partial.state"
+    left = json.loads(state.read_text())
+    left["tally"][name] = value
+    state.write_text(json.dumps(left))
+    with pytest.raises(ScanUsageError, match=r"cannot be read .*--overwrite starts"):
+        scan(source, output)
+
+
 def test_an_output_that_is_there_is_kept_unless_asked_otherwise(tmp_path: Path) -> None:
     source = write_rows(tmp_path / "in.jsonl", [{"prompt": "hello"}])
     output = tmp_path / "out.jsonl"
