@@ -93,11 +93,14 @@ def read_jsonl(path: Path) -> Iterator[dict[str, Any]]:
     """Rows of a .jsonl or .jsonl.gz file; a malformed line is an error that names it."""
     opener: Any = gzip.open if path.suffix == ".gz" else open
     with opener(path, "rt", encoding="utf-8") as file:
-        for number, line in enumerate(file, 1):
-            try:
-                yield json.loads(line)
-            except json.JSONDecodeError as error:
-                raise SystemExit(f"{path}:{number}: not JSON: {error}") from error
+        try:
+            for number, line in enumerate(file, 1):
+                try:
+                    yield json.loads(line)
+                except json.JSONDecodeError as error:
+                    raise SystemExit(f"{path}:{number}: not JSON: {error}") from error
+        except (UnicodeDecodeError, gzip.BadGzipFile, EOFError) as error:
+            raise SystemExit(f"{path}: damaged, or no text in UTF-8: {error}") from error
 
 
 def _annotated(row: dict[str, Any]) -> Example:
@@ -223,6 +226,20 @@ def load_local(folder: Path) -> list[Example]:
     return examples
 
 
+def the_rest(folder: Path, examples: Sequence[Example]) -> list[Example]:
+    """Rows beyond the limits, and scored answers to jailbreaks as unlabelled ones, for training
+    alone: none whose prompt is like one of another split, so that no split moves for them."""
+    sources = [source for source in LOCAL_SOURCES if source.limit is not None]
+    sources.append(Source("severity_proxy", _unlabelled))
+    paths = ((source, folder / f"{source.file}.jsonl.gz") for source in sources)
+    read = (s.convert(row) for s, path in paths if path.exists() for row in read_jsonl(path))
+    known = {example.key for example in examples}
+    rest = [e for e in deduplicate(e for e in read if e is not None) if e.key not in known]
+    groups = prompt_groups([*examples, *rest])
+    closed = {groups[normalise(e.prompt)] for e in examples if e.split != "train"}
+    return [e for e in rest if groups[normalise(e.prompt)] not in closed]
+
+
 def load_pku(name: str, split: str = "train") -> list[Example]:
     """PKU-SafeRLHF by hub name or local copy: one example per answer, labelled by PKU's people."""
     from datasets import load_dataset
@@ -334,8 +351,13 @@ def read_examples(folder: Path, *splits: Split) -> list[Example]:
 # --- commands ------------------------------------------------------------------------------------
 
 
-def build(source: str = "../shared/data", out: Path = Path("build/data")) -> None:
-    """Write `train`, `validation` and `test.jsonl` and `card.md` under `out`."""
+def build(
+    source: str = "../shared/data", out: Path = Path("build/data"), everything: bool = False
+) -> None:
+    """Write `train`, `validation` and `test.jsonl` and `card.md` under `out`.
+
+    everything: train on what is beyond the limits of the sources too, e.g. for a teacher to label.
+    """
     from training.data_card import report
 
     local = Path(source)
@@ -347,7 +369,11 @@ def build(source: str = "../shared/data", out: Path = Path("build/data")) -> Non
     groups = prompt_groups(examples)
     # Splits first: they must not move when what counts as near changes.
     examples = assign_splits(examples, groups=groups)
-    exact, examples = read - len(examples), without_near_duplicates(examples, groups)
+    exact = read - len(examples)
+    if everything and local.is_dir():
+        examples += the_rest(local, examples)
+        read, groups = len(examples) + exact, prompt_groups(examples)
+    examples = without_near_duplicates(examples, groups)
     removed = {"exact": exact, "near": read - exact - len(examples)}
     for split in SPLITS:
         write_examples(out / f"{split}.jsonl", (e for e in examples if e.split == split))

@@ -29,6 +29,7 @@ from training.data import (
     prompt_groups,
     read_examples,
     targets,
+    the_rest,
     without_near_duplicates,
 )
 from training.data_card import report
@@ -247,6 +248,30 @@ def test_the_local_folder_is_read_through_one_schema(tmp_path: Path) -> None:
     assert by_prompt["p6", "r"].severity is None
     assert by_prompt["p7", "r"].unsafe is None
     assert "| annotated/x | output |" in report(list(by_prompt.values()))
+
+
+def test_everything_adds_to_training_alone_and_moves_no_split(tmp_path: Path) -> None:
+    def jailbreak(n: int, answer: int) -> Example:
+        return Example(f"w{n} x{n} y{n}", f"answer {answer} to it", "unlabelled/x")
+
+    examples = assign_splits([jailbreak(n, 0) for n in range(60)])
+    rows = [
+        {"prompt": f"w{n} x{n} y{n}", "response": f"answer {answer} to it", "source": "x"}
+        for n in range(80)
+        for answer in (0, 1)
+    ]
+    with gzip.open(tmp_path / "jailbreak_responses.jsonl.gz", "wt") as file:
+        file.writelines(json.dumps(row) + "\n" for row in rows)
+    rest = the_rest(tmp_path, examples)
+    assert {e.split for e in rest} == {"train"}
+    held = {e.prompt for e in examples if e.split != "train"}
+    assert held
+    assert not {e.prompt for e in rest} & held
+    keys = {e.key for e in examples}
+    expected = [
+        e for e in (jailbreak(n, a) for n in range(80) for a in (0, 1)) if e.key not in keys
+    ]
+    assert {e.key for e in rest} == {e.key for e in expected if e.prompt not in held}
 
 
 def test_a_broken_line_is_named_by_file_and_number(tmp_path: Path) -> None:
