@@ -246,7 +246,9 @@ def _policy_problems(settings: Settings) -> Iterator[tuple[Location, str]]:
             Policy.load(settings.policy_source(name))
         except PolicyError as error:
             known = [*settings.policies, *PRESETS]
-            if at[0] == "policies" or Path(settings.policy_source(name)).is_file():
+            if at[0] != "policies" and name in settings.policies:
+                continue  # told there
+            if at[0] == "policies" or name in PRESETS or Path(name).is_file():
                 yield at, str(error)
             else:
                 yield at, f"no policy {name!r}{nearest(name, known)} (known: {', '.join(known)})"
@@ -310,6 +312,7 @@ _TEXTS = {
     "string_too_short": "is empty",
     "string_too_long": f"is longer than {LONGEST_NAME} characters",
     "string_pattern_mismatch": "holds a line break or another control character",
+    "date_type": "is no date: write it without quotes and without a time, as 2030-01-31",
 }
 
 

@@ -153,7 +153,7 @@ def test_options_go_over_the_file(folder: Path) -> None:
         ('policy = "desk"', 'policy = "dsk"', "key 'keys[1].policy': no policy 'dsk'; did you"),
         ('["permissive"]', '[\n "strict",\n "permisive"]', "key 'keys[1].policies[2]': no pol"),
         ('models = ["fast"]', 'models = ["fats"]', "key 'keys[1].models[1]': no model 'fats'"),
-        ("2030-01-31", '"soon"', "key 'keys[1].expires': should be a valid date"),
+        ("2030-01-31", '"soon"', "key 'keys[1].expires': is no date"),
         ("timeout = 3.5", "forward_key = true", "key 'upstreams.local.forward_key'"),
         ('desk = "desk.toml"', 'balanced = ""', "key 'policies.balanced': is empty"),
         ('name = "app"', 'name = "a\\u0001b"', "key 'keys[1].name': holds a line break or ano"),
@@ -184,6 +184,19 @@ def test_a_byte_order_mark_is_no_mistake_and_stays(folder: Path) -> None:
     assert load_settings(path).port == 9001
     done = CliRunner().invoke(app, ["keys", "new", "--config", str(path)])
     assert (done.exit_code, load_settings(path).keys[0].name) == (0, "default")
+
+
+def test_a_policy_file_that_is_not_there_is_told_once(folder: Path) -> None:
+    with pytest.raises(ConfigError) as caught:
+        load(folder, 'policy = "x"\n[policies]\nx = "nowhere.toml"\n')
+    assert "line 3: key 'policies.x': policy " in str(caught.value)
+    assert "key 'policy'" not in str(caught.value)
+
+
+@pytest.mark.parametrize("day", ['"2030-01-31"', "2030-01-31T00:00:00", "2030"])
+def test_a_last_day_that_is_no_date_is_told_how_to_be_written(folder: Path, day: str) -> None:
+    with pytest.raises(ConfigError, match=r"line 4: key 'keys\[1\]\.expires': is no date: write"):
+        load(folder, f'[[keys]]\nname = "a"\nhash = "{HASH}"\nexpires = {day}\n')
 
 
 def test_what_is_no_toml_is_named_with_its_line(folder: Path) -> None:
