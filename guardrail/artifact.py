@@ -129,7 +129,7 @@ def known_artifacts() -> dict[str, Path]:
 def installed_models() -> Path:
     """Where models that do not come with the package are looked for."""
     home = os.environ.get("GUARDRAIL_MODELS", "~/.local/share/guardrail/models")
-    return Path(home).expanduser()
+    return Path(os.path.expanduser(home))  # unlike Path.expanduser, for a user without a home
 
 
 def read_manifest(folder: Path, *, verify: bool = True) -> Manifest:

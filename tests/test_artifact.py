@@ -3,6 +3,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import sys
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -186,6 +187,17 @@ def test_a_model_is_found_by_name_or_by_path(
     assert artifact_folder(".") == Path()
     shutil.copytree(folder, tmp_path / "small")
     assert artifact_folder("small").parent.name == "models", "what is bundled goes first"
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="homes are found otherwise there")
+def test_a_user_without_a_home_has_the_bundled_model(monkeypatch: pytest.MonkeyPatch) -> None:
+    def unknown(*_: object) -> None:
+        raise KeyError("no such user id")
+
+    monkeypatch.delenv("HOME")
+    monkeypatch.delenv("GUARDRAIL_MODELS", raising=False)
+    monkeypatch.setattr("pwd.getpwuid", unknown)  # as in a container run under any id
+    assert artifact_folder("small").parent.name == "models"
 
 
 @pytest.mark.parametrize("name", ["smal", "", "x" * 10_000, "a\0b"])
