@@ -14,9 +14,9 @@ from pathlib import Path
 from typing import Any, Literal, get_args
 
 from guardrail._forks import renewed_in_children
-from guardrail.errors import ArtifactError, require
+from guardrail.errors import ArtifactError, MissingExtra, require
 
-__all__ = ["GPUS", "NO_TELEMETRY", "Device", "DeviceError", "Session", "runtime"]
+__all__ = ["GPUS", "NO_TELEMETRY", "REPAIR", "Device", "DeviceError", "Session", "runtime"]
 
 Device = Literal["auto", "cpu", "cuda", "tensorrt"]
 
@@ -37,6 +37,10 @@ _LIBRARIES = {"cuda": "CUDA or cuDNN", "tensorrt": "TensorRT, CUDA or cuDNN"}
 # Read by onnxruntime when it loads. From 1.29 on it else keeps an identifier of the machine, and
 # tells Microsoft of processes, models and errors, from a thread that makes forked children hang.
 NO_TELEMETRY = "ORT_DISABLE_TELEMETRY"
+REPAIR = (
+    "pip uninstall -y onnxruntime onnxruntime-gpu, then pip install 'guardrail-severity[cpu]' "
+    "(or [gpu])"
+)
 
 
 class DeviceError(ArtifactError):
@@ -45,11 +49,18 @@ class DeviceError(ArtifactError):
 
 def runtime() -> Any:
     """The onnxruntime package, its telemetry off unless NO_TELEMETRY in the environment says
-    otherwise. Raises MissingExtra."""
+    otherwise. Raises MissingExtra, also for one that is there and does not load."""
     off = os.environ.setdefault(NO_TELEMETRY, "1") == "1"
-    ort: Any = require("onnxruntime", extra="cpu")
-    if off:  # for an app that imported it before us, which is too late for the variable
-        ort.disable_telemetry_events()
+    try:
+        ort: Any = require("onnxruntime", extra="cpu")
+        if off:  # for an app that imported it before us, which is too late for the variable
+            ort.disable_telemetry_events()
+    except MissingExtra:
+        raise
+    except Exception as error:  # two runtimes over each other break in any way
+        raise MissingExtra(
+            f"onnxruntime does not load: {type(error).__name__}: {error}: {REPAIR}"
+        ) from error
     return ort
 
 

@@ -20,7 +20,7 @@ from typing import Literal
 from guardrail import __version__
 from guardrail._audit_check import UnusableLogError, check_log
 from guardrail._audit_files import Names
-from guardrail._onnx import NO_TELEMETRY, DeviceError, runtime
+from guardrail._onnx import NO_TELEMETRY, REPAIR, DeviceError, runtime
 from guardrail.artifact import artifact_folder, read_manifest
 from guardrail.errors import GuardrailError, MissingExtra
 from guardrail.guard import Guard
@@ -101,8 +101,7 @@ def _packages() -> Check:
             "packages",
             "failure",
             f"{detail}: both installed; they overwrite each other's files",
-            "pip uninstall -y onnxruntime onnxruntime-gpu, then "
-            "pip install 'guardrail-severity[gpu]' (or [cpu])",
+            REPAIR,
         )
     return Check("packages", "ok", detail or "no onnxruntime installed by pip")
 
@@ -118,16 +117,9 @@ def _runtime() -> Check:
     try:
         ort = runtime()
         providers = ", ".join(ort.get_available_providers())
-    except MissingExtra as error:
-        return Check("runtime", "failure", str(error), "pip install 'guardrail-severity[cpu]'")
     except Exception as error:  # two runtimes over each other break in any way
-        return Check(
-            "runtime",
-            "failure",
-            f"onnxruntime does not load: {type(error).__name__}: {error}",
-            "pip uninstall -y onnxruntime onnxruntime-gpu, then "
-            "pip install 'guardrail-severity[cpu]'",
-        )
+        what = str(error) if isinstance(error, MissingExtra) else f"{type(error).__name__}: {error}"
+        return Check("runtime", "failure", what, REPAIR)
     detail = f"onnxruntime {ort.__version__}, providers: {providers}"
     if os.environ[NO_TELEMETRY] != "1":
         detail += f"; {NO_TELEMETRY}={os.environ[NO_TELEMETRY]}, so it may report to Microsoft"

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import copy
+import os
 import pickle
 import subprocess
 import sys
@@ -22,6 +23,8 @@ from guardrail.errors import (
 )
 from guardrail.taxonomy import Direction
 from guardrail.verdict import Action, Verdict
+
+ROOT = Path(errors.__file__).parents[1]
 
 
 def test_every_error_is_one_of_the_family() -> None:
@@ -81,6 +84,23 @@ def test_the_remnant_of_an_uninstalled_module_is_not_taken_for_it(
     monkeypatch.syspath_prepend(tmp_path)
     with pytest.raises(MissingExtra, match=r"delete .*half_gone, then pip install"):
         require("half_gone", extra="cpu")
+
+
+@pytest.mark.parametrize("broken", ["raise ImportError('libfoo.so.1: no such file')", "pass"])
+def test_an_onnxruntime_that_does_not_load_is_one_line_with_its_cure(
+    broken: str, tmp_path: Path
+) -> None:
+    (tmp_path / "onnxruntime.py").write_text(f"{broken}\n")
+    done = subprocess.run(
+        [sys.executable, "-m", "guardrail.cli", "check", "--prompt", "hello"],
+        capture_output=True,
+        text=True,
+        env=os.environ | {"PYTHONPATH": f"{tmp_path}{os.pathsep}{ROOT}"},
+    )
+    (line,) = done.stderr.splitlines()
+    assert done.returncode == 1
+    assert line.startswith("error: onnxruntime does not load: ")
+    assert "pip uninstall -y onnxruntime onnxruntime-gpu, then pip install" in line
 
 
 def test_without_onnxruntime_the_guard_says_what_to_install() -> None:
