@@ -50,6 +50,7 @@ from training.tuning import (
     epochs_of,
     finish,
     open_policy,
+    refuse_below_one,
     remember,
     rows_per_update,
     train,
@@ -222,10 +223,12 @@ def measure(
 
 
 def main(args: Args) -> None:
+    refuse_below_one(args)
     extra = read_pairs(args.extra) if args.extra else []
+    if args.extra and not extra:
+        raise SystemExit(f"{args.extra} holds no pairs: leave --extra out")
     preferences = read_preferences(args.data, "train")
     refuse_flipped(preferences)
-    claim(args.out, args)
     lm = open_policy(args)
 
     def fits(choice: Choice) -> bool:
@@ -233,8 +236,9 @@ def main(args: Args) -> None:
         return short and max(lengths_of(choice, lm.tokenizer)) <= args.max_tokens
 
     chosen = choose(preferences, read_demonstrations(args.data, "train"), args, fits, extra)
-    if not chosen:
+    if all(choice.source.startswith("help/") for choice in chosen):
         raise SystemExit(f"{args.data}: no {args.preference} pair fits in {args.max_tokens} tokens")
+    claim(args.out, args)
     lengths = [max(lengths_of(choice, lm.tokenizer)) for choice in chosen]
     order = epochs_of(lengths, args)
     print(f"{len(chosen)} pairs, {2 * sum(lengths[i] for i in order)} tokens", flush=True)

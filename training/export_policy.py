@@ -28,6 +28,7 @@ from guardrail._files import sha256_of
 from guardrail.local import ChatEncoder, ChatFormat, OnnxChat, PolicyManifest
 from training.llama_onnx import LlamaShape, Precision, build
 from training.lm import BASES_FOLDER, LanguageModel, encode_prompt, load_policy
+from training.runs import make_folder
 
 PROMPTS = (
     "What can I cook with lentils and carrots?",
@@ -77,7 +78,7 @@ def main(args: Args) -> None:
     lm = load_policy(args.policy, args.bases)
     model = lm.model.merge_and_unload() if lm.adapter else lm.model
     model.eval()
-    args.out.mkdir(parents=True, exist_ok=True)
+    make_folder(args.out)
     (args.out / "manifest.json").unlink(missing_ok=True)
     lm.tokenizer.backend_tokenizer.save(str(args.out / "tokenizer.json"))
     chat = chat_format(lm.tokenizer, args.out / "tokenizer.json")

@@ -16,10 +16,11 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
+from safetensors import SafetensorError
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerBase
 
 from training.bases import SMOLLM2, base_folder
-from training.runs import digest_of
+from training.runs import digest_of, in_a_line
 
 __all__ = [
     "BASES_FOLDER",
@@ -64,11 +65,13 @@ def load_policy(
     adapter = Path(policy) if (Path(policy) / "adapter_config.json").is_file() else None
     base = _base_of(adapter) if adapter else policy
     folder = base_folder(base, cache)
+    if not (folder / "config.json").is_file():
+        raise SystemExit(f"{folder}: no config.json nor adapter_config.json: no model, no adapter")
     tokenizer = load_tokenizer(folder)
     try:
         model = AutoModelForCausalLM.from_pretrained(folder, dtype=getattr(torch, dtype))
-    except (OSError, ValueError) as error:
-        raise SystemExit(f"{folder}: not a causal language model: {error}") from error
+    except (OSError, ValueError, SafetensorError) as error:
+        raise SystemExit(f"{folder}: not a causal language model: {in_a_line(error)}") from error
     check_fit(tokenizer, model.config, base)
     model.requires_grad_(False)
     if adapter:
@@ -77,11 +80,21 @@ def load_policy(
 
 
 def _base_of(adapter: Path) -> str:
-    config = json.loads((adapter / "adapter_config.json").read_text(encoding="utf-8"))
+    config = _read_object(adapter / "adapter_config.json")
     base = config.get("base_model_name_or_path")
     if not base:
         raise SystemExit(f"{adapter}/adapter_config.json names no base_model_name_or_path")
     return str(base)
+
+
+def _read_object(path: Path) -> dict[str, Any]:
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise SystemExit(f"{path}: not JSON: {error}: damaged, or half written") from error
+    if not isinstance(found, dict):
+        raise SystemExit(f"{path}: a {type(found).__name__}, not an object with fields")
+    return found
 
 
 def _with_adapter(
@@ -89,9 +102,11 @@ def _with_adapter(
 ) -> Any:
     from peft import PeftModel
 
+    if not (adapter / "adapter_model.safetensors").is_file():
+        raise SystemExit(f"{adapter}: no adapter_model.safetensors: copied by half, or not trained")
     summary = adapter / "summary.json"
     if summary.exists():
-        expected = json.loads(summary.read_text(encoding="utf-8")).get("tokenizer")
+        expected = _read_object(summary).get("tokenizer")
         found = tokenizer_fingerprint(tokenizer)
         if expected and expected != found:
             raise SystemExit(
@@ -100,9 +115,8 @@ def _with_adapter(
             )
     try:
         return PeftModel.from_pretrained(model, adapter, is_trainable=trainable)
-    except (RuntimeError, ValueError) as error:
-        first = str(error).splitlines()[0]
-        raise SystemExit(f"{adapter}: does not fit its base: {first}") from error
+    except (OSError, RuntimeError, ValueError, SafetensorError) as error:
+        raise SystemExit(f"{adapter}: does not fit its base: {in_a_line(error)}") from error
 
 
 def new_adapter(
@@ -132,7 +146,7 @@ def load_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
     try:
         tokenizer = AutoTokenizer.from_pretrained(folder)
     except (OSError, ValueError) as error:
-        raise SystemExit(f"{folder}: no readable tokenizer: {error}") from error
+        raise SystemExit(f"{folder}: no readable tokenizer: {in_a_line(error)}") from error
     if not tokenizer.chat_template:
         raise SystemExit(f"{folder}: its tokenizer has no chat template: use an instruction model")
     if tokenizer.eos_token_id is None:

@@ -28,9 +28,9 @@ from training.lm import BASES_FOLDER, LanguageModel, encode_prompt, load_policy
 from training.preference_rows import Demonstration, Preference
 from training.preferences import read_demonstrations, read_shown
 from training.rollout import EndlessPrompts, rollout_prompts, sample, texts
-from training.scorers import open_scorer, refuse_wrong_sign
+from training.scorers import Scorer, open_scorer, refuse_wrong_sign
 from training.suppression_report import refuses, repetition
-from training.tuning import claim, kept_rows
+from training.tuning import StopAtSignal, claim, kept_rows, refuse_below_one
 
 REPEATING = 0.3  # share of an answer's four-word runs that were there before
 
@@ -112,7 +112,13 @@ def choose(
     )
 
 
-def draw_all(args: Args, lm: LanguageModel, more: Sequence[Demonstration] = ()) -> list[list[Draw]]:
+def draw_all(
+    args: Args,
+    lm: LanguageModel,
+    cost: Scorer,
+    more: Sequence[Demonstration],
+    stop: StopAtSignal,
+) -> list[list[Draw]]:
     """The draws of each prompt, the everyday ones those of `more` if there are; whole batches of an
     earlier, stopped run are kept. The randomness of a batch depends on seed and place alone, so
     that the draws are those of a run in one go."""
@@ -123,8 +129,7 @@ def draw_all(args: Args, lm: LanguageModel, more: Sequence[Demonstration] = ()) 
     pool = EndlessPrompts(harmful, benign, args.harmful_share, args.seed)
     asked = pool.batch(0, min(args.prompts, 2 * len(harmful), 2 * len(benign)))
     asked.sort(key=lambda row: len(row[0]))  # alike lengths together
-    cost = open_scorer(args.cost, "cost")
-    refuse_wrong_sign(cost, args.cost)  # a flipped one would choose the harmful answers
+    claim(args.out, args)
     path = args.out / "draws.jsonl"
     size, started = max(1, args.batch // args.draws), time.monotonic()
     kept = kept_rows(path, size, len(asked))
@@ -135,6 +140,8 @@ def draw_all(args: Args, lm: LanguageModel, more: Sequence[Demonstration] = ()) 
             f"Put it back, remove {args.out}, or choose another --out"
         )
     for first in range(len(found), len(asked), size):
+        if stop.asked:
+            raise SystemExit(f"stopped at {len(found)} prompts: the same command goes on there")
         part = asked[first : first + size]
         rows = [row for row in part for _ in range(args.draws)]
         torch.manual_seed(args.seed * 1_000_003 + first)
@@ -157,13 +164,18 @@ def draw_all(args: Args, lm: LanguageModel, more: Sequence[Demonstration] = ()) 
 
 
 def main(args: Args) -> None:
+    refuse_below_one(args)
     more = read_shown(args.more) if args.more else []
-    claim(args.out, args)
+    if args.more and not more:
+        raise SystemExit(f"{args.more} holds no demonstrations: leave --more out")
+    cost = open_scorer(args.cost, "cost")
+    refuse_wrong_sign(cost, args.cost)  # a flipped one would choose the harmful answers
     lm = load_policy(args.policy, args.bases, dtype="bfloat16")
     if lm.adapter:
         lm.model = lm.model.merge_and_unload()  # half as fast again
     rng = random.Random(args.seed)
-    groups = draw_all(args, lm, more)
+    with StopAtSignal() as stop:
+        groups = draw_all(args, lm, cost, more, stop)
     demonstrations = [*read_demonstrations(args.data, "train"), *more]
     chosen = [p for g in groups if (p := choose(g, demonstrations, args.margin, rng))]
     with (args.out / "pairs.jsonl").open("w", encoding="utf-8") as file:

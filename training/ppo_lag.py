@@ -53,7 +53,7 @@ from training.rollout import (
 )
 from training.runs import save_whole
 from training.scorers import Scorer, open_scorer, refuse_wrong_sign
-from training.tuning import StopAtSignal, claim
+from training.tuning import StopAtSignal, claim, refuse_below_one
 
 
 @dataclass
@@ -263,10 +263,11 @@ def align(args: Args, reward: Scorer, cost: Scorer) -> None:
     # Without a GPU it has to be told: else processes would not know of one another.
     accelerator = Accelerator(cpu=not torch.accelerator.is_available())
     torch.manual_seed(args.seed)
-    claim(args.out, args)
+    refuse_below_one(args)
     lm = open_policy(args.policy, args.bases, rank=args.rank, dtype=args.dtype)
     lm.model.to(accelerator.device)
     harmful, benign = rollout_prompts(args.data, lm.tokenizer, args.prompt_tokens)
+    claim(args.out, args)
     prompts = EndlessPrompts(harmful, benign, args.harmful_share, args.seed)
     answers = [(d.prompt, d.answer) for d in read_demonstrations(args.data, "train")]
     run = Run(args, lm.model, lm.tokenizer, (reward, cost), prompts, answers, accelerator)

@@ -148,6 +148,8 @@ def from_built(row: dict[str, Any]) -> Preference:
         or not all(isinstance(answer, str) and answer.strip() for answer in answers)
     ):
         raise ValueError("answers are not two texts")
+    if not {"more_helpful", "less_harmful"} & row.keys():
+        raise ValueError("neither more_helpful nor less_harmful: 0, 1, or null where unknown")
     checked = {
         "prompt": _text(row, "prompt"),
         "answers": tuple(answers),

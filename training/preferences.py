@@ -254,7 +254,7 @@ def _write(path: Path, rows: Iterable[Preference | Demonstration]) -> None:
 def _built(folder: Path, name: str, splits: Iterable[Split]) -> Iterator[Path]:
     for split in splits:
         path = folder / f"{name}.{split}.jsonl"
-        if not path.exists():
+        if not path.is_file():
             raise SystemExit(f"{path} is missing: python -m training.preferences build")
         yield path
 
@@ -262,7 +262,7 @@ def _built(folder: Path, name: str, splits: Iterable[Split]) -> Iterator[Path]:
 def read_pairs(path: Path) -> list[Preference]:
     """A file of preferences: a JSON object with the fields of `Preference` per line. SystemExit
     where it is missing, or names the line that is none."""
-    if not path.exists():
+    if not path.is_file():
         raise SystemExit(f"{path} is missing: a file of preferences, such as training.on_policy's")
     return list(_each(path, read_jsonl(path), from_built))
 
@@ -281,7 +281,7 @@ def read_demonstrations(folder: Path, *splits: Split) -> list[Demonstration]:
 def read_shown(path: Path) -> list[Demonstration]:
     """A file of demonstrations: a JSON object with the fields of `Demonstration` per line.
     SystemExit where it is missing, or names the line that is none."""
-    if not path.exists():
+    if not path.is_file():
         raise SystemExit(
             f"{path} is missing: a file of demonstrations: python -m training.everyday"
         )

@@ -1,5 +1,6 @@
 """What training runs share: a learning rate that warms up and fades, checkpoints kept whole, and
-that none is resumed as another run."""
+that none is resumed as another run, the folder
+they write to, and errors in one line."""
 
 from __future__ import annotations
 
@@ -13,7 +14,15 @@ from typing import Any
 
 import torch
 
-__all__ = ["digest_of", "identity", "refuse_another", "save_whole", "warmup_then_linear"]
+__all__ = [
+    "digest_of",
+    "identity",
+    "in_a_line",
+    "make_folder",
+    "refuse_another",
+    "save_whole",
+    "warmup_then_linear",
+]
 
 
 def warmup_then_linear(
@@ -32,6 +41,20 @@ def save_whole(state: dict[str, Any], path: Path) -> None:
     partial = path.with_suffix(".partial")
     torch.save(state, partial)
     os.replace(partial, path)
+
+
+def make_folder(folder: Path) -> None:
+    """SystemExit where `folder` is not there and can't be made."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise SystemExit(f"{folder}: no folder can be made here: {error.strerror}") from error
+
+
+def in_a_line(error: Exception) -> str:
+    """What libraries say over many lines, in one."""
+    text = " ".join(str(error).split())
+    return text if len(text) < 300 else f"{text[:300]}..."
 
 
 def digest_of(content: object) -> str:

@@ -10,6 +10,7 @@ from typing import Any, Protocol
 
 import numpy as np
 import torch
+from safetensors import SafetensorError
 from torch import Tensor, nn
 from transformers import AutoModel
 
@@ -18,6 +19,7 @@ from guardrail.score import Layout, layout_of
 from training.bases import base_folder
 from training.lm import load_policy
 from training.model import ModerationModel, mean_pooled
+from training.runs import in_a_line
 
 
 class Score(nn.Module):
@@ -119,7 +121,10 @@ def _encoder(args: BackboneArgs) -> Backbone:
         base = json.loads((args.init / "summary.json").read_text())["args"]["base"]
     else:
         folder = base_folder(args.base, args.bases)
-        encoder = AutoModel.from_pretrained(folder, add_pooling_layer=False)
+        try:
+            encoder = AutoModel.from_pretrained(folder, add_pooling_layer=False)
+        except (OSError, TypeError, ValueError, SafetensorError) as error:
+            raise SystemExit(f"{folder}: not an encoder: {in_a_line(error)}") from error
         tokenizer = folder / "tokenizer.json"
     config = EncoderConfig(args.max_tokens, args.prompt_tokens, args.overlap)
     encoding = {"layout": "pair", **config.to_json()}

@@ -37,9 +37,16 @@ from training.preferences import (
     read_preferences,
     refuse_flipped,
 )
-from training.runs import identity, refuse_another, save_whole, warmup_then_linear
+from training.runs import (
+    identity,
+    make_folder,
+    refuse_another,
+    save_whole,
+    warmup_then_linear,
+)
 from training.score_backbone import Backbone, Score, open_backbone
 from training.score_metrics import score_metrics
+from training.tuning import StopAtSignal
 
 
 @dataclass(kw_only=True)
@@ -102,10 +109,10 @@ def choose(args: Args, split: Literal["train", "validation", "test"]) -> list[Pr
         pairs = [p for p in pairs if p.more_helpful is not None]
     else:
         refuse_flipped(pairs)
-    pairs += help_pairs(demonstrations, args.help_pairs, args.seed, other="any")
-    random.Random(args.seed).shuffle(pairs)
     if not pairs:
         raise SystemExit(f"{args.data}: no {split} pairs for a {args.kind}")
+    pairs += help_pairs(demonstrations, args.help_pairs, args.seed, other="any")
+    random.Random(args.seed).shuffle(pairs)
     return pairs[: args.limit]
 
 
@@ -266,6 +273,14 @@ class Run:
         save_whole(state, self.args.out / "checkpoint.pt")
         self._saved = time.monotonic()
 
+    def stopping(self, asked: bool) -> bool:
+        """Whether a stop is asked for in any process; then the checkpoint is written."""
+        flag = torch.tensor(float(asked), device=self.accelerator.device)
+        stop = bool(self.accelerator.reduce(flag, "sum") > 0)
+        if stop and self.accelerator.is_main_process:
+            self.save()
+        return stop
+
     def _trained(self) -> dict[str, Tensor]:
         """What moves: under a LoRA a tenth of the model, whose base need not be written."""
         moving = {name for name, p in self.model.named_parameters() if p.requires_grad}
@@ -297,11 +312,12 @@ def main(args: Args) -> None:
 
     accelerator = Accelerator(mixed_precision="bf16" if args.bf16 else "no")
     torch.manual_seed(args.seed)
-    args.out.mkdir(parents=True, exist_ok=True)
-    (args.out / "manifest.json").unlink(missing_ok=True)
     args.base = args.base or (MINILM if args.backbone == "encoder" else SMOLLM2)
     preferences = choose(args, "train")
+    held_out = {split: choose(args, split) for split in ("validation", "test")}
+    make_folder(args.out)
     backbone = open_backbone(args)
+    (args.out / "manifest.json").unlink(missing_ok=True)
     rows = encode(preferences, backbone.layout, args.kind)
     steps = list(plan(rows, args, accelerator.num_processes))
     if not steps:
@@ -309,8 +325,13 @@ def main(args: Args) -> None:
     run = Run(args, backbone, accelerator, preferences, len(steps))
     if accelerator.is_main_process:
         print(f"{len(rows)} pairs, {len(steps)} steps", flush=True)
-    for step in steps[run.progress.step :]:
-        run.step(step[accelerator.process_index])
+    with StopAtSignal() as stop:
+        for step in steps[run.progress.step :]:
+            run.step(step[accelerator.process_index])
+            if run.stopping(stop.asked):
+                raise SystemExit(
+                    f"stopped at step {run.progress.step}: the same command goes on from there"
+                )
     if not accelerator.is_main_process:
         return
     run.save()
@@ -321,7 +342,6 @@ def main(args: Args) -> None:
     bf16 = args.bf16 and args.backbone == "lm"  # else it would be evaluated longer than trained
     scale = score(run.model, windows, run.pad_id, bf16=bf16)
     backbone.model.normalise(scale, centre=args.kind == "reward")
-    held_out = {split: choose(args, split) for split in ("validation", "test")}
     metrics: dict[str, Any] = {}
     for split, tested in held_out.items():
         firsts = [backbone.layout.encode(p.prompt, a)[0] for p in tested for a in p.answers]

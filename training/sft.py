@@ -34,6 +34,7 @@ from training.tuning import (
     epochs_of,
     finish,
     open_policy,
+    refuse_below_one,
     remember,
     rows_per_update,
     train,
@@ -100,12 +101,13 @@ def fitting(
 
 
 def main(args: Args) -> None:
-    claim(args.out, args)
+    refuse_below_one(args)
     lm = open_policy(args)
     demonstrations = read_demonstrations(args.data, "train")
     chosen = choose(fitting(demonstrations, lm.tokenizer, args.max_tokens), args)
     if not chosen:
         raise SystemExit(f"{args.data}: no demonstration fits in {args.max_tokens} tokens")
+    claim(args.out, args)
     rows = encode(chosen, lm.tokenizer)
     of_data = {"data": digest_of(rows)[:16]}
     remember(args.out / "data.json", of_data, beside=str(args.out))

@@ -35,6 +35,7 @@ from training.lm import (
     tokenizer_fingerprint,
 )
 from training.plots import Curves, draw
+from training.runs import make_folder
 
 
 @dataclass(kw_only=True)
@@ -232,8 +233,8 @@ _MAY_CHANGE = (
 )  # fmt: skip
 _SHOWN = {"rows_per_update": "batch x accumulate x processes"}
 _AT_LEAST_ONE = (
-    "epochs", "batch", "accumulate", "max_tokens", "rank", "save_steps", "log_steps", "steps",
-    "held_out_steps", "rollouts", "minibatch", "new_tokens", "prompt_tokens", "window",
+    "epochs", "batch", "accumulate", "limit", "max_tokens", "rank", "save_steps", "log_steps",
+    "steps", "held_out_steps", "rollouts", "minibatch", "new_tokens", "prompt_tokens", "window",
     "save_every", "prompts", "draws", "tokens",
 )  # fmt: skip
 
@@ -241,9 +242,10 @@ _AT_LEAST_ONE = (
 def refuse_below_one(args: Any) -> None:
     """SystemExit for a count among the arguments, such as --batch, that is less than 1."""
     for name in _AT_LEAST_ONE:
-        if getattr(args, name, 1) < 1:
+        value = getattr(args, name, None)
+        if value is not None and value < 1:
             option = f"--{name.replace('_', '-')}"
-            raise SystemExit(f"{option} is {getattr(args, name)}: it has to be 1 or more")
+            raise SystemExit(f"{option} is {value}: it has to be 1 or more")
 
 
 def weights_of(policy: str) -> str:
@@ -265,7 +267,11 @@ def claim(out: Path, args: Any) -> None:
     if isinstance(args, TuningArgs):
         ours["rows_per_update"] = rows_per_update(args)
         may_change += ("batch", "accumulate")
-    out.mkdir(parents=True, exist_ok=True)
+    make_folder(out)
+    if (plot := getattr(args, "plot", None)) is not None:
+        if plot.suffix not in (".svg", ".png"):  # now, not after hours of training
+            raise SystemExit(f"--plot is {plot}: its name has to end in .svg or .png")
+        make_folder(plot.parent)
     remember(out / "args.json", ours, may_change, beside=str(out))
 
 

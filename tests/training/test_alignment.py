@@ -205,6 +205,20 @@ def test_a_loss_that_is_no_number_stops_the_run_with_its_batch_saved(
     assert not (tmp_path / "nan" / "summary.json").exists()
 
 
+def test_a_mistaken_argument_leaves_the_folder_free(root: Path, tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    out = tmp_path / "sft"
+    mistaken = sft_args(root, out)
+    mistaken.policy = str(tmp_path)
+    with pytest.raises(SystemExit, match="no model, no adapter"):
+        sft.main(mistaken)
+    with pytest.raises(SystemExit, match=r"--plot is curve.doc: its name has to end in .svg"):
+        sft.main(sft_args(root, out, plot=Path("curve.doc")))
+    with pytest.raises(SystemExit, match="file: no folder can be made here"):
+        sft.main(sft_args(root, tmp_path / "file"))
+    tuning.claim(out, sft_args(root, out))
+
+
 def test_nothing_that_fits_is_an_error(root: Path, tmp_path: Path) -> None:
     with pytest.raises(SystemExit, match="no demonstration fits in 3 tokens"):
         sft.main(sft_args(root, tmp_path / "none", max_tokens=3))
@@ -338,7 +352,17 @@ def test_dpo_without_its_extra_pairs_says_so_before_anything_else(
 ) -> None:
     with pytest.raises(SystemExit, match=r"own.jsonl is missing"):
         dpo.main(dpo_args(root, tuned, tmp_path / "dpo", extra=tmp_path / "own.jsonl"))
+    (tmp_path / "own.jsonl").touch()
+    with pytest.raises(SystemExit, match=r"own.jsonl holds no pairs"):
+        dpo.main(dpo_args(root, tuned, tmp_path / "dpo", extra=tmp_path / "own.jsonl"))
     assert not (tmp_path / "dpo").exists()
+
+
+def test_dpo_does_not_train_on_help_alone(root: Path, tuned: Path, tmp_path: Path) -> None:
+    for path in (root / "data").iterdir():
+        (tmp_path / path.name).write_text("" if "pairs.train" in path.name else path.read_text())
+    with pytest.raises(SystemExit, match="no dual pair fits in 96 tokens"):
+        dpo.main(dpo_args(root, tuned, tmp_path / "dpo", data=tmp_path))
 
 
 # --- processes -----------------------------------------------------------------------------------

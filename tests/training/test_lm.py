@@ -118,6 +118,20 @@ def test_an_adapter_whose_base_changed_its_tokenizer_is_refused(copy: Path, tmp_
         load_policy(str(tmp_path / "adapter"))
 
 
+def test_a_damaged_adapter_is_refused_in_a_line(base: Path, tmp_path: Path) -> None:
+    adapter = tmp_path / "adapter"
+    adapter_of(base, adapter)
+    (adapter / "adapter_model.safetensors").write_bytes(b"cut")
+    with pytest.raises(SystemExit, match="does not fit its base: Error while deserializing"):
+        load_policy(str(adapter))
+    (adapter / "adapter_model.safetensors").unlink()
+    with pytest.raises(SystemExit, match=r"no adapter_model.safetensors"):
+        load_policy(str(adapter))
+    (adapter / "adapter_config.json").write_text("{")
+    with pytest.raises(SystemExit, match=r"adapter_config.json: not JSON"):
+        load_policy(str(adapter))
+
+
 def test_an_adapter_of_another_shape_is_refused_in_a_line(base: Path, tmp_path: Path) -> None:
     adapter_of(base, tmp_path / "adapter")
     edit(tmp_path / "adapter" / "adapter_config.json", r=4)

@@ -97,7 +97,8 @@ def test_a_run_writes_curves_samples_adapter_and_last_its_summary(args: Args) ->
     main(args)
     rows = plots.read(args.out)
     assert [row["step"] for row in rows] == [1, 2, 3, 4]
-    assert set(plots.PANELS) <= rows[0].keys()
+    assert {"reward", "cost", "lambda", "kl", "length", "entropy"} <= rows[0].keys()
+    assert "</svg>" in (args.out / "curves.svg").read_text()
     assert {"generate", "score", "evaluate", "update"} == {
         key.removeprefix("seconds/") for key in rows[0] if key.startswith("seconds/")
     }

@@ -245,6 +245,23 @@ def test_a_file_of_own_pairs_with_one_answer_is_refused(tmp_path: Path) -> None:
         read_pairs(tmp_path / "own.jsonl")
 
 
+def test_a_pair_that_answers_neither_question_and_a_file_that_is_no_text_are_refused(
+    tmp_path: Path,
+) -> None:
+    row = {"prompt": "p", "answers": ["a", "b"], "source": "s"}
+    path = tmp_path / "own.jsonl"
+    path.write_text(json.dumps(row | {"less_harmful": 0}))
+    assert read_pairs(path)[0].less_harmful == 0
+    path.write_text(json.dumps(row))
+    with pytest.raises(SystemExit, match=r"own.jsonl:1: neither more_helpful nor less_harmful"):
+        read_pairs(path)
+    path.write_bytes(b"\xff\xfe{")
+    with pytest.raises(SystemExit, match=r"own.jsonl: damaged, or no text in UTF-8"):
+        read_pairs(path)
+    with pytest.raises(SystemExit, match="is missing: a file of preferences"):
+        read_pairs(tmp_path)
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import signal
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -106,17 +108,17 @@ def test_an_interrupted_run_resumes_to_the_same_curve(
     base = tiny_base if backbone == "encoder" else tiny_policy.llama(tmp_path / "llama")
     run = args(data, base, tmp_path / "whole", "cost", epochs=1, backbone=backbone)
     score_model.main(run)
-    broken = replace(run, out=tmp_path / "broken", checkpoint_seconds=0.0)
+    broken = replace(run, out=tmp_path / "broken", checkpoint_seconds=1e9)
     with monkeypatch.context() as patch:
         step = score_model.Run.step
 
         def interrupted(self: score_model.Run, rows: Any) -> None:
             if self.progress.step == 5:
-                raise KeyboardInterrupt
+                os.kill(os.getpid(), signal.SIGINT)
             step(self, rows)
 
         patch.setattr(score_model.Run, "step", interrupted)
-        with pytest.raises(KeyboardInterrupt):
+        with pytest.raises(SystemExit, match="stopped at step 6: the same command goes on"):
             score_model.main(broken)
     if backbone == "lm":  # a frozen base is not written with each checkpoint
         saved = torch.load(broken.out / "checkpoint.pt", weights_only=True)["model"]
@@ -126,6 +128,21 @@ def test_an_interrupted_run_resumes_to_the_same_curve(
     score_model.main(broken)
     assert len(curves[0]) > 8
     assert curves[1] == pytest.approx(curves[0], abs=1e-5)
+
+
+def test_no_held_out_pairs_is_told_before_training_and_no_model_is_lost(
+    data: Path, tiny_base: Path, tmp_path: Path
+) -> None:
+    for path in data.iterdir():
+        (tmp_path / path.name).write_text("" if "pairs.val" in path.name else path.read_text())
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "manifest.json").touch()
+    with pytest.raises(SystemExit, match="no validation pairs for a cost"):
+        score_model.main(args(tmp_path, tiny_base, tmp_path / "out", "cost"))
+    assert (tmp_path / "out" / "manifest.json").exists()
+    llama = tiny_policy.llama(tmp_path / "llama")
+    with pytest.raises(SystemExit, match="llama: not an encoder"):
+        score_model.main(args(data, llama, tmp_path / "out", "cost"))
 
 
 def test_flipped_data_is_refused(data: Path, tiny_base: Path, tmp_path: Path) -> None:
