@@ -211,8 +211,9 @@ class Logged(TrainerCallback):
         **_: Any,
     ) -> None:
         if "train_runtime" not in logs:  # the summary of all steps
-            clocks = ("epoch", "runtime", "per_second", "preparation_time")
-            row = {k: v for k, v in _finite(logs).items() if not k.endswith(clocks)}
+            # TRL counts tokens from 0 again in a run that goes on.
+            other = ("epoch", "runtime", "per_second", "preparation_time", "num_tokens")
+            row = {k: v for k, v in _finite(logs).items() if not k.endswith(other)}
             self._curves.add(state.global_step, row)
 
 

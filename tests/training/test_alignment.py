@@ -266,6 +266,8 @@ def test_dpo_stopped_by_a_signal_resumes_to_the_same_curve(
             dpo.main(dpo_args(root, tuned, out))
     dpo.main(dpo_args(root, tuned, out))
     assert losses(out) == pytest.approx(losses(preferred), abs=1e-5)
+    for ours, theirs in zip(plots.read(out), plots.read(preferred), strict=True):
+        assert ours == pytest.approx(theirs, rel=1e-3, abs=1e-4)
     ours, theirs = (json.loads((f / "summary.json").read_text()) for f in (out, preferred))
     assert ours["held_out"] == pytest.approx(theirs["held_out"], abs=1e-3)
 
