@@ -112,7 +112,14 @@ def test_a_module_exports_what_it_defines_in_public(module: ModuleType) -> None:
         and value.__module__ == module.__name__
         and not name.startswith("_")
     }
-    for_the_package = {"require", "calibrated", "is_path", "policy_files", "stage_of"}
+    for_the_package = {
+        "require",
+        "calibrated",
+        "installed_models",
+        "is_path",
+        "policy_files",
+        "stage_of",
+    }
     assert defined - exported <= for_the_package
 
 
