@@ -331,9 +331,11 @@ def _show(fitted: Sequence[Fitted], goal: Goal, *, stderr: bool) -> None:
 def _said(found: Fitted, goal: Goal) -> Iterator[str]:
     if found.minor is not None:
         t = found.minor
+        # "after" in the table is with what the promise lowers, which may miss the target.
+        lowered = found.promise is not None and found.promise.lowered > 0
         yield (
-            f"the target is met by flagging from P(harmful) {t.value:.4f} "
-            f"(95 % interval {t.low:.4f} - {t.high:.4f})"
+            f"the target {'alone would be' if lowered else 'is'} met by flagging from P(harmful) "
+            f"{t.value:.4f} (95 % interval {t.low:.4f} - {t.high:.4f})"
         )
     if (promise := found.promise) is not None and goal.alpha is not None:
         yield (

@@ -18,7 +18,7 @@ import pytest
 import guardrail
 from guardrail import Category, Direction, Guard, Policy, Severity
 from guardrail._calibrate import CalibrationError, Goal, Row, calibrate
-from guardrail._cli_calibrate import _judged
+from guardrail._cli_calibrate import _judged, _said
 from guardrail._labelled import Labelled, LabelledFileError, read_labelled
 from guardrail._policy_toml import extends_of, policy_toml, read_back
 from guardrail.moderator import OnnxModerator
@@ -198,6 +198,9 @@ def test_a_promise_has_its_price_in_harmless_texts() -> None:
     assert withheld.after > without.rates["harmless withheld"].after
     assert found.promise is not None
     assert found.promise.lowered > 0
+    # What is said of the target is not said of the thresholds that the promise has lowered.
+    assert any("target alone would be met" in line for line in _said(found, Goal(0.02, alpha=0.05)))
+    assert any("target is met" in line for line in _said(without, Goal(0.02)))
 
 
 def test_too_few_harmless_rows_are_told_with_the_number_needed() -> None:
