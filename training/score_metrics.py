@@ -202,6 +202,8 @@ def main(
 
     limit: so many answers, or pairs; rounds: of the bootstrap.
     """
+    if limit is not None and limit < 1:
+        raise SystemExit(f"--limit is {limit}: it has to be 1 or more")
     if models:
         compare(models, kind, data, limit, rounds)
     else:

@@ -314,6 +314,8 @@ def test_models_of_one_kind_are_compared_on_the_same_pairs(
     assert second["more_right_95"] == [0.0, 0.0]
     with pytest.raises(SystemExit, match="is a cost model, and a reward model was asked for"):
         score_metrics_main(models=(costs[0],), kind="reward", data=data)
+    with pytest.raises(SystemExit, match="--limit is 0"):
+        score_metrics_main(models=tuple(costs), data=data, limit=0)
 
 
 def test_the_correlation_over_no_test_answers_is_refused(tmp_path: Path) -> None:
