@@ -1,6 +1,10 @@
 """An adapter made ready for others: bfloat16, half the size, and with all that it comes from.
 
-    python -m training.publish --policy build/ppo_lag --out training/adapters/smollm2-135m-safe
+    python -m training.publish --policy build/dpo3 --scale 1.3
+
+`--scale` goes on in the direction that training took: chosen on the validation split, it is a dial
+between how safe a policy is and how near to its base it stays (task arithmetic, Ilharco et al.
+2023, arXiv:2212.04089).
 
 `summary.json`, written last, has a stage per training run that led here, first to last: its recipe,
 arguments and figures, as each run wrote them.
@@ -9,6 +13,7 @@ arguments and figures, as each run wrote them.
 from __future__ import annotations
 
 import json
+import math
 import shutil
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -29,6 +34,8 @@ _LONG = ("history", "sha256", "files")  # curves, and hashes of weights that are
 class Args:
     policy: Path = Path("build/ppo_lag")
     out: Path = Path("training/adapters/smollm2-135m-safe")
+    scale: float = 1.0
+    """What the adapter's weights are multiplied by; 0 would be the base."""
     licence: str = (
         "CC-BY-NC-4.0, non-commercial: learns from BeaverTails and PKU-SafeRLHF; the base is "
         "Apache-2.0"
@@ -48,21 +55,29 @@ def stages(policy: Path) -> list[dict[str, Any]]:
     before = Path(summary["args"]["policy"])
     earlier = stages(before) if (before / "adapter_config.json").is_file() else []
     own = {name: value for name, value in summary.items() if name not in _LONG}
-    return [*earlier, {"policy": policy.name} | own]
+    stage = {"policy": policy.name} | own
+    return earlier if stage in earlier else [*earlier, stage]  # over its own start once already
 
 
 def main(args: Args) -> None:
+    if not (math.isfinite(args.scale) and args.scale > 0):
+        raise SystemExit(f"--scale is {args.scale}: it has to be above 0")
     led_here = stages(args.policy)
     args.out.mkdir(parents=True, exist_ok=True)
     (args.out / "summary.json").unlink(missing_ok=True)  # of what is replaced now
     weights = load_file(args.policy / WEIGHTS)
-    rounded = {name: tensor.to(torch.bfloat16) for name, tensor in weights.items()}
+    # One of the two factors of each update: the product is scaled once.
+    rounded = {
+        name: (tensor * args.scale if "lora_B" in name else tensor).to(torch.bfloat16)
+        for name, tensor in weights.items()
+    }
     save_file(rounded, args.out / WEIGHTS, metadata={"format": "pt"})
     shutil.copyfile(args.policy / "adapter_config.json", args.out / "adapter_config.json")
     summary = {
         "base": led_here[-1]["base"],
         "tokenizer": led_here[-1]["tokenizer"],
         "weights": "bfloat16, rounded from the float32 of training",
+        "scale": args.scale,
         "licence": args.licence,
         "created": datetime.now(UTC).strftime("%Y-%m-%d"),
         "stages": led_here,

@@ -58,9 +58,32 @@ def test_a_run_that_went_on_from_a_published_adapter_tells_its_stages_too(tmp_pa
     base = tiny_policy.llama(tmp_path / "base")
     out = tmp_path / "out"
     publish.main(publish.Args(run(tmp_path / "sft", base, base), out))
-    publish.main(publish.Args(run(tmp_path / "dpo", out, base), out))  # in place of its start
+    second = run(tmp_path / "dpo", out, base)
+    for scale in (1.0, 1.3):
+        publish.main(publish.Args(second, out, scale))  # in place of its start
     summary = json.loads((out / "summary.json").read_text())
     assert [stage["policy"] for stage in summary["stages"]] == ["sft", "dpo"]
+
+
+def test_a_scale_goes_on_in_the_direction_of_training(tmp_path: Path) -> None:
+    base = tiny_policy.llama(tmp_path / "base")
+    policy = run(tmp_path / "sft", base, base)
+    out = tmp_path / "out"
+    publish.main(publish.Args(policy, out, scale=1.5))
+    ids = torch.arange(12).reshape(1, 12)
+    scaled, theirs = load_policy(str(out)), load_policy(str(policy))
+    for module in theirs.model.modules():
+        if isinstance(factors := getattr(module, "scaling", None), dict):
+            factors.update({name: 1.5 * factor for name, factor in factors.items()})
+    ours, expected = (lm.model(ids).logits for lm in (scaled, theirs))
+    assert (ours - expected).abs().max() < 0.05 * expected.abs().max()
+    assert json.loads((out / "summary.json").read_text())["scale"] == 1.5
+
+
+@pytest.mark.parametrize("scale", [0.0, -1.0, float("nan"), float("inf")])
+def test_a_scale_that_is_none_is_refused(tmp_path: Path, scale: float) -> None:
+    with pytest.raises(SystemExit, match=r"--scale is .*: it has to be above 0"):
+        publish.main(publish.Args(tmp_path, tmp_path / "out", scale))
 
 
 def test_a_run_that_has_not_ended_is_not_published(tmp_path: Path) -> None:
