@@ -111,9 +111,7 @@ def keep(turns: Sequence[Turn], guard: Guard, held_out: Collection[str]) -> list
 def main(args: Args) -> None:
     guard = Guard(policy=args.guard_policy)
     claim(args.out, args)
-    lm = load_policy(args.policy, args.bases, dtype="bfloat16")
-    if lm.adapter:
-        lm.model = lm.model.merge_and_unload()
+    lm = load_policy(args.policy, args.bases, merged=True, dtype="bfloat16")
     path = args.out / "turns.jsonl"
     turns = [Turn(**row) for row in kept_rows(path, args.batch, args.prompts)]
     while len(turns) < args.prompts:

@@ -75,8 +75,8 @@ def main(args: Args) -> None:
         )
     torch.manual_seed(0)
     _say(f"opening {args.policy}")
-    lm = load_policy(args.policy, args.bases)
-    model = lm.model.merge_and_unload() if lm.adapter else lm.model
+    lm = load_policy(args.policy, args.bases, merged=True)
+    model = lm.model
     model.eval()
     make_folder(args.out)
     (args.out / "manifest.json").unlink(missing_ok=True)

@@ -170,9 +170,7 @@ def main(args: Args) -> None:
         raise SystemExit(f"{args.more} holds no demonstrations: leave --more out")
     cost = open_scorer(args.cost, "cost")
     refuse_wrong_sign(cost, args.cost)  # a flipped one would choose the harmful answers
-    lm = load_policy(args.policy, args.bases, dtype="bfloat16")
-    if lm.adapter:
-        lm.model = lm.model.merge_and_unload()  # half as fast again
+    lm = load_policy(args.policy, args.bases, merged=True, dtype="bfloat16")
     rng = random.Random(args.seed)
     with StopAtSignal() as stop:
         groups = draw_all(args, lm, cost, more, stop)
