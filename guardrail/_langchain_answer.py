@@ -26,6 +26,7 @@ from langchain_core.messages.ai import UsageMetadata
 from langchain_core.messages.tool import tool_call_chunk
 from pydantic import BaseModel
 
+from guardrail import _logprobs
 from guardrail.chat_model import Message, Reply
 from guardrail.conversation import ChatResult, Check, Close, Emit, Open, Pull, Step
 from guardrail.errors import UpstreamError
@@ -264,10 +265,19 @@ class Answer:
         said = self._now.meta.response_metadata
         if not self._unchanged(result):
             said = {key: said[key] for key in _SAFE_METADATA if key in said}
+        if "logprobs" in said:
+            said = {**said, "logprobs": _judged_logprobs(said["logprobs"], result.text)}
         if result.blocked:
             said = {**said, "finish_reason": "content_filter"}
         verdict = result.output_verdict or result.input_verdict
         return {**said, "guardrail": verdict.to_json()}
+
+
+def _judged_logprobs(logprobs: object, text: str) -> dict[str, Any] | None:
+    """Those of the text that goes out, in the shape of chat completions; None where none are."""
+    tokens = logprobs.get("content") if isinstance(logprobs, Mapping) else None
+    found = _logprobs.of_text(tokens, text)
+    return None if found is None else {"content": found, "refusal": None}
 
 
 def _sum(chunks: Sequence[AIMessageChunk]) -> AIMessageChunk:

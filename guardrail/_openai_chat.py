@@ -13,11 +13,13 @@ from typing import Any
 
 from openai.types import CompletionUsage
 from openai.types.chat import ChatCompletion, ChatCompletionChunk, ChatCompletionMessage
-from openai.types.chat.chat_completion import Choice
+from openai.types.chat.chat_completion import Choice, ChoiceLogprobs
 from openai.types.chat.chat_completion_chunk import Choice as ChunkChoice
 from openai.types.chat.chat_completion_chunk import ChoiceDelta
 
+from guardrail import _logprobs
 from guardrail._openai_flow import (
+    ALTERNATIVES,
     Api,
     Ask,
     Flow,
@@ -47,6 +49,8 @@ def _read(body: Mapping[str, Any], rules: Rules) -> Judging[Ask]:
             "logprobs",
             "logprobs spell out text before it is judged: ask for them without stream=True",
         )
+    if body.get("top_logprobs"):
+        raise UnfitError("top_logprobs", ALTERNATIVES)
     n, stream_options = body.get("n"), body.get("stream_options")
     if n is not None and (not isinstance(n, int) or isinstance(n, bool) or n < 1):
         raise UnfitError("n", "n must be a whole number, 1 or more")
@@ -87,11 +91,21 @@ def _choice(ask: Ask, choice: Choice) -> Judging[Choice]:
         if not verdict.delivers:
             return _refused_choice(ask, choice.index, verdict)
     update: dict[str, Any] = {"guardrail": _strongest(verdicts)}
-    if changed:  # both hold, or point into, the text as it was
-        update["logprobs"] = None
+    if changed:  # annotations point into the text as it was
         update["message"] = choice.message.model_copy(update={**changed, "annotations": None})
+    if choice.logprobs:
+        update["logprobs"] = _judged_logprobs(choice.logprobs, {**texts, **changed})
     judged: Choice = known(choice, **update)
     return judged
+
+
+def _judged_logprobs(logprobs: Any, texts: Mapping[str, str]) -> ChoiceLogprobs | None:
+    """Those of the texts that go out; None where none are."""
+    data = logprobs.to_dict(mode="python") if isinstance(logprobs, ChoiceLogprobs) else {}
+    content = _logprobs.of_text(data.get("content"), texts.get("content", ""))
+    refusal = _logprobs.of_text(data.get("refusal"), texts.get("refusal", ""))
+    found: dict[str, Any] = {"content": content, "refusal": refusal}
+    return ChoiceLogprobs.construct(**found) if content or refusal else None
 
 
 def _refused_choice(ask: Ask, index: int, verdict: Verdict) -> Choice:

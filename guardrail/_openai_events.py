@@ -172,8 +172,7 @@ class _Stream:
             self._parts[key] = with_text(part, text)
             yield self._give(known(event, part=self._parts[key]))
         elif field == "text":
-            same = {"logprobs": event.logprobs or []} if event.text == text else {"logprobs": []}
-            yield self._give(known(event, text=text, **same))
+            yield self._give(known(event, text=text, logprobs=[]))
         else:
             yield self._give(known(event, refusal=text))
 

@@ -30,6 +30,7 @@ from guardrail.taxonomy import Direction
 from guardrail.verdict import Pair, Verdict
 
 __all__ = [
+    "ALTERNATIVES",
     "Api",
     "Ask",
     "Gate",
@@ -51,6 +52,7 @@ P = ParamSpec("P")
 # Made by the API, never by the model; noise to a moderator.
 _OPAQUE = {"id", "call_id", "item_id", "encrypted_content", "index", "status", "type"}
 _MODEL_MADE = {"arguments", "input"}  # in these, every name and value is the model's
+ALTERNATIVES = "top_logprobs name words that were never judged: leave it out; logprobs work alone"
 
 
 class UnfitError(ValueError):

@@ -12,9 +12,12 @@ from typing import Any
 
 from openai.types.responses import Response, ResponseOutputMessage, ResponseOutputText
 
+from guardrail import _logprobs
 from guardrail._openai_flow import (
+    ALTERNATIVES,
     Ask,
     Judging,
+    UnfitError,
     judge_messages,
     judge_strings,
     judge_text,
@@ -66,10 +69,12 @@ def read_request(body: Mapping[str, Any], rules: Rules) -> Judging[Ask]:
     if body.get("prompt"):
         raise ValueError("a stored prompt cannot be judged: pass its text as input")
     spelled = "message.output_text.logprobs" in list_of(body, "include")
-    if body.get("stream") and (body.get("top_logprobs") or spelled):
+    if body.get("stream") and spelled:
         raise ValueError(
             "logprobs spell out text before it is judged: ask for them without stream=True"
         )
+    if body.get("top_logprobs"):
+        raise UnfitError("top_logprobs", ALTERNATIVES)
     given = body.get("input")
     items = [{"role": "user", "content": given}] if isinstance(given, str) else given or []
     if not isinstance(items, list):
@@ -159,9 +164,11 @@ def with_text(part: Any, text: str) -> Any:
     """A content part that holds `text`; what pointed into another text is left out."""
     if part.type == "refusal":
         return known(part, refusal=text)
-    if part.text == text:
-        return known(part)
-    return known(part, text=text, annotations=[], logprobs=None)
+    update: dict[str, Any] = {} if part.text == text else {"annotations": []}
+    if part.logprobs:
+        found: Any = _logprobs.of_text([getattr(t, "__dict__", t) for t in part.logprobs], text)
+        update["logprobs"] = ResponseOutputText.construct(logprobs=found).logprobs
+    return known(part, text=text, **update)
 
 
 def refused_item(text: str) -> ResponseOutputMessage:

@@ -60,8 +60,8 @@ def guard_openai(
     API holds (`previous_response_id`, `conversation`) is not judged again.
 
     A stream that is refused is cancelled, so that its usage is not known. Logprobs spell out
-    unjudged text: asked for in a stream, they raise ValueError; they are dropped from a redacted
-    answer. `parse()` raises `openai.ContentFilterFinishReasonError` on a refusal, which holds no
+    unjudged text: asked for in a stream, they raise ValueError, and so do `top_logprobs` anywhere;
+    a whole answer has those of the tokens of its text, where that is what the model said. `parse()` raises `openai.ContentFilterFinishReasonError` on a refusal, which holds no
     object to parse. Errors of the API are the ones of the `openai` package; an answer without the
     shape of its kind, which cannot be judged, is an UpstreamError. Raises TypeError for what is no
     client, MissingExtra without the package.

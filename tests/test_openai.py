@@ -806,7 +806,8 @@ def test_everything_else_passes_and_the_given_client_stays_as_it_was(server: Ser
         ({"input": "hi", "include": 5}, "include must be a list"),
         ({"input": "hi", "include": 5, "stream": True}, "include must be a list"),
         ({"prompt": {"id": "pmpt_1", "variables": {"x": "bomb"}}}, "stored prompt"),
-        ({"input": "hi", "stream": True, "top_logprobs": 2}, "logprobs"),
+        ({"input": "hi", "stream": True, "include": ["message.output_text.logprobs"]}, "logprobs"),
+        ({"input": "hi", "top_logprobs": 2}, "top_logprobs name words that were never judged"),
     ],
 )
 def test_a_request_that_cannot_be_judged_gets_one_clear_line(
@@ -816,6 +817,26 @@ def test_a_request_that_cannot_be_judged_gets_one_clear_line(
         call("sync", server, CHAT if "messages" in request_ else RESPONSES, **request_)
     assert "\n" not in str(error.value)
     assert server.requests == []
+
+
+@streamed
+def test_a_response_keeps_the_log_probabilities_of_its_own_text_alone(
+    server: Server, stream: bool
+) -> None:
+    other = {"token": "bomb", "bytes": list(b"bomb"), "logprob": -1.0}
+    token = {"token": "Tea.", "bytes": list(b"Tea."), "logprob": -0.5, "top_logprobs": [other]}
+    for said, kept in ((token, True), ({**other, "top_logprobs": []}, False)):
+        item = message_item("Tea.")
+        item["content"][0]["logprobs"] = [said]
+        response_says(server, item)
+        for event in server.events:
+            if event["type"] == "response.output_text.done":
+                event["logprobs"] = [said]
+        answer = call("sync", server, RESPONSES, input="hi", stream=stream)
+        whole = answer[-1].response if stream else answer
+        logprobs = whole.output[0].content[0].logprobs
+        assert [t.token for t in logprobs or []] == (["Tea."] if kept else [])
+        assert "bomb" not in str(answer)
 
 
 def test_an_image_in_the_input_fails_closed(server: Server) -> None:
