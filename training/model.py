@@ -7,7 +7,7 @@ from pathlib import Path
 
 import torch
 from torch import Tensor, nn
-from transformers import AutoConfig, AutoModel
+from transformers import AutoConfig, AutoModel, PretrainedConfig
 
 from guardrail.encoding import Encoder, EncoderConfig
 from training.losses import monotone_logits
@@ -25,15 +25,21 @@ class ModerationModel(nn.Module):
         nn.init.constant_(self.categories.bias, -3.0)  # each of the 19 is rare
 
     @classmethod
-    def from_base(cls, folder: Path) -> ModerationModel:
-        encoder = AutoModel.from_pretrained(folder, add_pooling_layer=False)
-        return cls(encoder, encoder.config.hidden_size)
+    def from_base(cls, folder: Path, layers: int | None = None) -> ModerationModel:
+        """layers: keep the first so many of the base's; all of them by default."""
+        config = AutoConfig.from_pretrained(folder)
+        if layers is not None:
+            config.num_hidden_layers = layers
+        if is_causal(config):
+            config.use_cache = False  # nothing is generated
+        encoder = AutoModel.from_pretrained(folder, config=config, **_options(config))
+        return cls(encoder, config.hidden_size)
 
     @classmethod
     def load(cls, folder: Path) -> ModerationModel:
         """What `main` wrote: `config.json` of the encoder and `model.pt`."""
         config = AutoConfig.from_pretrained(folder)
-        model = cls(AutoModel.from_config(config, add_pooling_layer=False), config.hidden_size)
+        model = cls(AutoModel.from_config(config, **_options(config)), config.hidden_size)
         model.load_state_dict(torch.load(folder / "model.pt", weights_only=True))
         return model.eval()
 
@@ -43,6 +49,15 @@ class ModerationModel(nn.Module):
         """(batch, length) each -> severity logits (batch, 3), category logits (batch, 19)."""
         pooled = self.dropout(mean_pooled(self.encoder, input_ids, attention_mask, token_type_ids))
         return monotone_logits(self.severity(pooled)), self.categories(pooled)
+
+
+def is_causal(config: PretrainedConfig) -> bool:
+    """Whether a token of the model sees only what comes before it."""
+    return config.model_type == "llama"
+
+
+def _options(config: PretrainedConfig) -> dict[str, bool]:
+    return {} if is_causal(config) else {"add_pooling_layer": False}
 
 
 def mean_pooled(

@@ -13,6 +13,7 @@ from __future__ import annotations
 import json
 import math
 import random
+import re
 import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, replace
@@ -30,8 +31,9 @@ from guardrail.encoding import Encoder, EncoderConfig
 from guardrail.errors import GuardrailError
 from training.augment import obfuscate
 from training.balance import balanced
-from training.bases import MINILM, base_folder
+from training.bases import MINILM
 from training.batching import Encoded, batches, encode, predict, tensors
+from training.causal import moderation_base
 from training.contrast import prompts
 from training.data import Example, read_examples
 from training.eval_sets import human_labels
@@ -50,7 +52,9 @@ class Args(Objective):
     data: Path = Path("build/data")
     out: Path = Path("build/moderation")
     base: str = MINILM
-    """Hub name or folder of the encoder to start from."""
+    """Hub name or folder of the encoder to start from, or of a small causal language model."""
+    layers: int | None = None
+    """Keep the base's first so many layers; all of them by default."""
     init: Path | None = None
     """What an earlier run or `training.export` wrote: start from its weights, heads included."""
     include: tuple[str, ...] = ("annotated/", "benign/", "over_refusal/oktest")
@@ -123,8 +127,8 @@ def parameter_groups(model: ModerationModel, args: Args) -> list[dict[str, Any]]
         if not name.startswith("encoder."):
             rate = args.head_learning_rate
         else:
-            part = name.split("layer.")
-            depth = int(part[1].split(".")[0]) + 1 if len(part) > 1 else 0
+            layer = re.search(r"\blayers?\.(\d+)\.", name)
+            depth = int(layer[1]) + 1 if layer else 0
             rate = args.learning_rate * args.layer_decay ** (layers - depth)
         decay = 0.0 if parameter.ndim < 2 else args.weight_decay
         groups.setdefault((rate, decay), []).append(parameter)
@@ -256,7 +260,7 @@ def main(args: Args) -> None:
     np.random.seed(args.seed)
     torch.manual_seed(args.seed)
     args.out.mkdir(parents=True, exist_ok=True)
-    folder = base_folder(args.base, args.data.parent / "bases")
+    folder = moderation_base(args.base, args.data.parent / "bases")
     encoder = Encoder.from_file(folder / "tokenizer.json", args.encoder)
     chosen = balanced(choose(read_examples(args.data, "train"), args), args.balance)
     held_out = [e for e in read_examples(args.data, "validation") if _annotated(e)][: args.limit]
@@ -267,7 +271,7 @@ def main(args: Args) -> None:
     share = accelerator.num_processes
     per_epoch = len(list(batches(rows, args, random.Random(args.seed)))) // share
     steps = max(1, int(per_epoch * args.epochs))
-    model = ModerationModel.from_base(folder)
+    model = ModerationModel.from_base(folder, args.layers)
     if args.init is not None:
         begin(model, args)
     if args.quantization_aware:
