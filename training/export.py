@@ -57,7 +57,7 @@ def export_onnx(model: ModerationModel, path: Path) -> None:
     """fp32 graph: three int64 inputs (batch, length) -> `severity_logits`, `category_logits`."""
     # The fused attention of torch would come out with guards against rows that are all masked.
     model.encoder.set_attn_implementation("eager")
-    ids = torch.randint(5, 1000, (2, 16))
+    ids = torch.randint(5, model.encoder.config.vocab_size, (2, 16))
     inputs = (ids, torch.ones_like(ids), torch.zeros_like(ids))
     axes = {0: torch.export.Dim("batch", min=1, max=4096), 1: torch.export.Dim("length", max=512)}
     program = torch.onnx.export(

@@ -43,14 +43,14 @@ def mixed_int8(source: Path, target: Path, samples: Sequence[Feed] = ()) -> None
     """The int8 graph that ships. samples: inputs of the model, typical ones, from which the range
     of activations is learnt; without any, nothing is evened out."""
     model = onnx.load(source)
-    _embedding_per_row(model)
+    width = _embedding_per_row(model)
     if samples:
-        _smooth(model, samples)
+        _smooth(model, samples, width)
     shapes = {tensor.name: tuple(tensor.dims) for tensor in model.graph.initializer}
     others = [
         node.name
         for node in model.graph.node
-        if node.op_type == "MatMul" and not _narrows(shapes.get(node.input[1], ()))
+        if node.op_type == "MatMul" and not _narrows(shapes.get(node.input[1], ()), width)
     ]
     logging.getLogger("onnxruntime.quantization.matmul_nbits_quantizer").setLevel(logging.ERROR)
     config = DefaultWeightOnlyQuantConfig(
@@ -64,19 +64,19 @@ def mixed_int8(source: Path, target: Path, samples: Sequence[Feed] = ()) -> None
         dynamic_int8(part, target, embeddings=False)
 
 
-def _narrows(shape: tuple[int, ...]) -> bool:
-    """A weight of a feed-forward layer's second product: four to one, as transformers have it."""
-    return len(shape) == 2 and shape[0] == 4 * shape[1]
+def _narrows(shape: tuple[int, ...], width: int) -> bool:
+    """A weight of a feed-forward layer's second product: what it takes is wider than the model."""
+    return len(shape) == 2 and shape[0] > width
 
 
-def _smooth(model: onnx.ModelProto, samples: Sequence[Feed]) -> None:
+def _smooth(model: onnx.ModelProto, samples: Sequence[Feed], width: int) -> None:
     """Divide the inputs of products by a constant per channel, and multiply their weights by it."""
     graph = model.graph
     weights = {tensor.name: tensor for tensor in graph.initializer}
     products: dict[str, list[NodeProto]] = defaultdict(list)
     for node in graph.node:
         weight = weights.get(node.input[1]) if node.op_type == "MatMul" else None
-        if weight is not None and not _narrows(tuple(weight.dims)):
+        if weight is not None and not _narrows(tuple(weight.dims), width):
             products[node.input[0]].append(node)
     for number, (name, largest) in enumerate(_largest(model, list(products), samples).items()):
         nodes = products[name]
@@ -131,8 +131,9 @@ def to_fp16(source: Path, target: Path) -> None:
     onnx.save(convert_float_to_float16(onnx.load(source), keep_io_types=True), target)
 
 
-def _embedding_per_row(model: onnx.ModelProto) -> None:
-    """Replace the largest `Gather(weights, ids)` by int8 rows times a scale per row."""
+def _embedding_per_row(model: onnx.ModelProto) -> int:
+    """Replace the largest `Gather(weights, ids)` by int8 rows times a scale per row. Returns
+    the rows' length, which is the model's width."""
     graph = model.graph
     weights = {tensor.name: tensor for tensor in graph.initializer}
     gathers = [n for n in graph.node if n.op_type == "Gather" and n.input[0] in weights]
@@ -155,6 +156,7 @@ def _embedding_per_row(model: onnx.ModelProto) -> None:
             numpy_helper.from_array(scale.astype(np.float32), f"{name}_scale"),
         ]
     )
+    return int(table.shape[1])
 
 
 def _replace(graph: onnx.GraphProto, old: NodeProto, new: list[NodeProto]) -> None:

@@ -38,7 +38,8 @@ class _OnGrid(nn.Module):
 def block_of(name: str) -> int | None:
     """The block length of the weights of the module `name`, None for a scale per row: the product
     that narrows a feed-forward layer is block-wise."""
-    return BLOCK if ".output." in name and ".attention." not in name else None
+    narrows = name.endswith(".down_proj") or (".output." in name and ".attention." not in name)
+    return BLOCK if narrows else None
 
 
 def quantization_aware(model: nn.Module) -> None:

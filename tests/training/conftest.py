@@ -38,7 +38,7 @@ def tiny_base(tmp_path_factory: pytest.TempPathFactory) -> Path:
     tokenizer.save(str(folder / "tokenizer.json"))
     torch.manual_seed(0)
     config = transformers.BertConfig(
-        vocab_size=1100,  # the exporter's example inputs use ids up to 1000
+        vocab_size=1100,
         hidden_size=32,
         num_hidden_layers=2,
         num_attention_heads=2,

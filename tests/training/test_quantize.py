@@ -10,7 +10,11 @@ import pytest
 torch = pytest.importorskip("torch")
 ort = pytest.importorskip("onnxruntime")
 onnx = pytest.importorskip("onnx")
+pytest.importorskip("transformers")
 
+from transformers import AutoConfig  # noqa: E402
+
+from training.causal import moderation_base  # noqa: E402
 from training.export import export_onnx  # noqa: E402
 from training.model import ModerationModel  # noqa: E402
 from training.quantize import dynamic_int8, mixed_int8, to_fp16  # noqa: E402
@@ -37,6 +41,8 @@ def test_only_the_narrowing_feed_forward_product_is_block_wise() -> None:
     assert block_of(f"{layer}.output.dense") is not None
     assert block_of(f"{layer}.intermediate.dense") is None
     assert block_of(f"{layer}.attention.output.dense") is None
+    assert block_of("encoder.layers.0.mlp.down_proj") is not None
+    assert block_of("encoder.layers.0.self_attn.k_proj") is None
 
 
 def test_training_sees_rounded_weights_learns_through_them_and_settles_on_them() -> None:
@@ -61,8 +67,8 @@ def fp32(tiny_base: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
-def _feed(seed: int, length: int = 9) -> dict[str, np.ndarray]:
-    ids = np.random.default_rng(seed).integers(4, 1000, (1, length))
+def _feed(seed: int, length: int = 9, vocabulary: int = 1000) -> dict[str, np.ndarray]:
+    ids = np.random.default_rng(seed).integers(4, vocabulary, (1, length))
     return {"input_ids": ids, "attention_mask": np.ones_like(ids), "token_type_ids": ids * 0}
 
 
@@ -94,6 +100,22 @@ def test_the_int8_graph_is_mixed_and_its_embedding_is_int8(fp32: Path, tmp_path:
     assert kinds.count("MatMulInteger") > 2 * 5
     large = [t for t in graph.initializer if np.prod(t.dims) >= 1100 * 32]
     assert {t.data_type for t in large} == {onnx.TensorProto.INT8}
+
+
+def test_a_causal_model_becomes_small_too(tmp_path: Path) -> None:
+    from tiny_policy import llama
+
+    torch.manual_seed(0)
+    base = moderation_base(str(llama(tmp_path / "chat")), tmp_path)
+    vocabulary = AutoConfig.from_pretrained(base).vocab_size
+    export_onnx(ModerationModel.from_base(base), tmp_path / "fp32.onnx")
+    mixed_int8(tmp_path / "fp32.onnx", tmp_path / "mixed.onnx", [_feed(0, vocabulary=vocabulary)])
+    kinds = [node.op_type for node in onnx.load(tmp_path / "mixed.onnx").graph.node]
+    assert kinds.count("MatMulNBits") == 2
+    for seed in range(100, 105):
+        feed = _feed(seed, 5 + seed % 7, vocabulary)
+        truth = _run(tmp_path / "fp32.onnx", feed)
+        assert np.abs(_run(tmp_path / "mixed.onnx", feed) - truth).max() < 0.1
 
 
 def test_the_exported_attention_has_no_guard_against_rows_that_are_all_masked(fp32: Path) -> None:
