@@ -24,10 +24,15 @@ from guardrail._rows import (
 )
 from guardrail.errors import require
 
-__all__ = ["Arrow"]
+__all__ = ["TO_PARQUET", "Arrow"]
 
 _READ = 256  # rows per batch while judging: these are in memory with their texts
 _WRITTEN = 8192  # rows per row group of the output
+TO_PARQUET = (
+    "convert it to Parquet with `python -c "
+    '"import sys, pyarrow.feather as f, pyarrow.parquet as p; '
+    'p.write_table(f.read_table(sys.argv[1]), sys.argv[2])" IN OUT.parquet`'
+)
 
 
 class Arrow:
@@ -205,11 +210,21 @@ def _stored(column: Any) -> Any:
 
 
 def _unreadable(path: Path, error: Exception) -> ScanError:
+    if _starts(path) in (b"ARROW1", b"FEA1"):
+        return ScanUsageError(f"{path}: an Arrow IPC (Feather) file, not a stream: {TO_PARQUET}")
     kind = "Parquet" if _is_parquet(path) else "Arrow stream"
     what = " ".join(str(error).split())
     if "UTF8" in what:  # pyarrow reads any bytes, but for one kind of column
         what += " in a dictionary column not numbered by int32: save it as a column of texts"
     return ScanError(f"{path}: not a readable {kind} file: {what}")
+
+
+def _starts(path: Path) -> bytes:
+    try:
+        with path.open("rb") as file:
+            return file.read(6).rstrip(b"\0")
+    except OSError:
+        return b""
 
 
 def _schema(path: Path) -> Any:

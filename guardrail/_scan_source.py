@@ -16,10 +16,10 @@ import sys
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 from guardrail._rows import OWN, Fields, Format, ScanError, ScanUsageError
-from guardrail._scan_arrow import Arrow
+from guardrail._scan_arrow import TO_PARQUET, Arrow
 from guardrail._scan_text import Csv, JsonLines
 from guardrail.errors import require
 
@@ -32,6 +32,12 @@ _SPLITS = frozenset({"train", "test", "validation", "valid", "val", "dev", "eval
 _COMPRESSED = (".gz", ".xz")
 _TEXT = (".jsonl", ".ndjson", ".csv")
 _ARROW = (".parquet", ".arrow")
+_CURES = {
+    ".feather": TO_PARQUET,
+    ".json": "write one object a line, of an array with `jq -c '.[]' IN.json > OUT.jsonl`",
+    **dict.fromkeys((".tsv", ".xls", ".xlsx", ".ods"), "save it as CSV in UTF-8"),
+    **dict.fromkeys((".bz2", ".zip", ".zst"), "unpack it"),
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,7 +72,7 @@ def open_format(source: Source, output: Path, fields: Fields) -> Format:
     for name in (fields.prompt, *fields.responses):
         if name in OWN:
             raise ScanUsageError(f"{source.name}: {name!r} is a scan's own name: rename the field")
-    kinds = {_kind(path) for path in source.files}
+    kinds = {_kind(path) or _refuse(path) for path in source.files}
     if len(kinds) > 1:
         raise ScanUsageError(f"{source.name}: has files of several formats: scan them one by one")
     kind = kinds.pop()
@@ -80,7 +86,8 @@ def open_format(source: Source, output: Path, fields: Fields) -> Format:
     return made
 
 
-def _kind(path: Path) -> type[Any]:
+def _kind(path: Path) -> type[Any] | None:
+    """By the name; None for a format that is not known."""
     name = path.name.lower()
     if name.endswith(_ARROW):
         return Arrow
@@ -88,11 +95,16 @@ def _kind(path: Path) -> type[Any]:
         name = name.removesuffix(suffix)
     if name.endswith((".jsonl", ".ndjson")):
         return JsonLines
-    if name.endswith(".csv"):
-        return Csv
+    return Csv if name.endswith(".csv") else None
+
+
+def _refuse(path: Path) -> NoReturn:
+    cure = _CURES.get(path.suffix.lower())
     raise ScanUsageError(
-        f"{path}: not a format that can be scanned: give a file that ends in .jsonl, .csv "
-        "(either with .gz after it) or .parquet, a data-set folder, or hf:OWNER/NAME"
+        f"{path}: not a format that can be scanned: "
+        + (f"{cure}; or " if cure else "")
+        + "give a file that ends in .jsonl, .csv (either with .gz after it) or .parquet, a "
+        "data-set folder, or hf:OWNER/NAME"
     )
 
 

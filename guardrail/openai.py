@@ -61,9 +61,10 @@ def guard_openai(
 
     A stream that is refused is cancelled, so that its usage is not known. Logprobs spell out
     unjudged text: asked for in a stream, they raise ValueError, and so do `top_logprobs` anywhere;
-    a whole answer has those of the tokens of its text, where that is what the model said. `parse()` raises `openai.ContentFilterFinishReasonError` on a refusal, which holds no
-    object to parse. Errors of the API are the ones of the `openai` package; an answer without the
-    shape of its kind, which cannot be judged, is an UpstreamError. Raises TypeError for what is no
+    a whole answer has those of the tokens of its text, where that is what the model said.
+    `parse()` raises `openai.ContentFilterFinishReasonError` on a refusal, which holds no object to
+    parse. Errors of the API are the ones of the `openai` package; an answer without the shape of
+    its kind, which cannot be judged, is an UpstreamError. Raises TypeError for what is no
     client, MissingExtra without the package.
     """
     require("openai", extra="openai")

@@ -87,7 +87,11 @@ def test_a_file_cut_short_is_an_error_and_not_a_short_output(tmp_path: Path) -> 
     ("name", "text", "output", "says"),
     [
         ("in.txt", "x", "out.txt", "not a format"),
+        ("in.json", "[]", "out.jsonl", "of an array with `jq -c"),
+        ("in.tsv", "x", "out.csv", "save it as CSV in UTF-8; or give a file that ends in"),
+        ("in.jsonl.zst", "x", "out.jsonl", "unpack it; or give"),
         ("in.jsonl", "{}", "out.csv", "has the format of the input"),
+        ("in.jsonl", "{}", "out", "the output has the format of the input, in.jsonl: end its name"),
         ("in.csv", "", "out.csv", "names its columns"),
         ("in.csv", "a,b\n", "out.csv", "no column 'prompt'"),
         (

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import shlex
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +32,22 @@ def test_parquet_keeps_the_columns_and_their_types(tmp_path: Path) -> None:
     assert json.loads(rows[2]["guardrail"])["action"] == "refuse"
     assert (tally.rows, tally.errors) == (2000, 500)
     assert sorted(p.name for p in tmp_path.iterdir()) == ["in.parquet", "out.parquet"]
+
+
+@pytest.mark.parametrize("name", ["in.arrow", "in.feather", "in.parquet"])
+def test_a_feather_file_is_told_with_the_command_that_makes_it_parquet(
+    name: str, tmp_path: Path
+) -> None:
+    arrow = pytest.importorskip("pyarrow")
+    feather = pytest.importorskip("pyarrow.feather")
+    source = tmp_path / name
+    feather.write_feather(arrow.table({"prompt": ["a bomb"]}), source)
+    with pytest.raises(ScanUsageError, match="convert it to Parquet with") as error:
+        scan(source, tmp_path / "out.parquet")
+    _, *command = shlex.split(str(error.value).split("`")[1])
+    files = {"IN": str(source), "OUT.parquet": str(tmp_path / "made.parquet")}
+    subprocess.run([sys.executable, *(files.get(arg, arg) for arg in command)], check=True)
+    assert scan(tmp_path / "made.parquet", tmp_path / "out.parquet").rows == 1
 
 
 KINDS = ["string", "large_string", "dictionary"]
