@@ -1,7 +1,7 @@
 """Text to tokens: the one encoder used in training, evaluation and serving, so nothing drifts.
 
-1. `canonicalise` undoes what hides text from a model (compatibility forms, zero-width and bidi
-   characters, homoglyphs, s p a c e d and l33t words) and keeps a map back to the caller's text.
+1. `canonicalise` undoes what hides text from a model (compatibility forms, zero-width, bidi and
+   tag characters, homoglyphs, s p a c e d and l33t words) and keeps a map back to the caller's.
 2. `Encoder` cuts a `Pair` into overlapping token windows, so that long text is never truncated.
 3. `pad` stacks windows into the arrays a model takes.
 
@@ -24,6 +24,7 @@ import numpy as np
 from numpy.typing import NDArray
 from tokenizers import Tokenizer
 
+from guardrail._lookalikes import HOMOGLYPHS, SPELLED, SYMBOLS
 from guardrail.errors import ArtifactError
 from guardrail.verdict import Pair
 
@@ -59,23 +60,18 @@ class Canonical:
         return self.origin[start], self.origin[end]
 
 
-# Letters of other scripts that are drawn like a Latin one (a working subset of Unicode TR39).
-_HOMOGLYPHS = str.maketrans(
-    "АВСЕНІЈКМОРЅТХҮабсԁеһіјкӏмոорԛѕтцхуѵԝвнгяΑΒΕΖΗΙΚΜΝΟΡΤΥΧαβεικνορτυχγηωɑɡɩոսɪʀᴀʙᴄᴅᴇɢʜᴊᴋʟᴍɴᴏᴘᴛᴜᴠᴡʏᴢЬьҽς",
-    "ABCEHIJKMOPSTXYabcdehijklmnopqstuxyvwbhrrABEZHIKMNOPTYXabeikvoptuxynwaginuirabcdeghjklmnoptuvwyzbbec",
-)
 _LEET = str.maketrans("013457@$!", "oieastasi")
 # An @ before a domain is an address, and personal data must keep its shape.
 _LEET_INSIDE = re.compile(r"(?<=[A-Za-z])(?:[013457$!]|@(?![\w\-]+\.\w)){1,3}(?=[A-Za-z])")
 _SPACED = re.compile(r"(?<![^\W_])[^\W\d_]([ .\-_*·])(?:[^\W\d_]\1)+[^\W\d_](?![^\W_])")
-_WORD = re.compile(r"[^\W\d_]+")
+_WORD = re.compile(rf"(?:[^\W\d_]|[{re.escape(SYMBOLS)}])+")
 _FOLDABLE = re.compile(r"[\x00-\x7f]?[^\x00-\x7f]+|[\x00-\x08\x0b\x0c\x0e-\x1f\x7f]+")
 _DROPPED = frozenset({"Cf", "Mn", "Me", "Cs", "Co"})
 _FILLERS = frozenset("\u115f\u1160\u3164\uffa0")  # letters by category, drawn as nothing
 
 
 def canonicalise(text: str) -> Canonical:
-    """NFKC, invisible characters dropped, homoglyphs, spaced and leet words undone. Idempotent.
+    """NFKC; hidden characters, homoglyphs, spaced and leet words undone. Idempotent.
 
     Takes any text, lone surrogates and NUL included; what comes out encodes as UTF-8.
     """
@@ -124,7 +120,7 @@ def _fold_cluster(cluster: str) -> str:
     """NFKC without what is invisible, or a mark that hides the letter below it."""
     return "".join(
         char
-        for char in unicodedata.normalize("NFKC", cluster)
+        for char in unicodedata.normalize("NFKC", cluster.translate(SPELLED))
         if (kind := unicodedata.category(char)) not in _DROPPED
         and char not in _FILLERS
         and (kind != "Cc" or char in "\n\r\t")
@@ -147,27 +143,40 @@ def _join_spaced(text: str, origin: Sequence[int]) -> tuple[str, Sequence[int]]:
 
 
 def _fold_homoglyphs(text: str) -> str:
-    """Write look-alike letters in Latin: in words that mix scripts, and in Latin text in all."""
+    """Write look-alike letters in Latin: in words that mix scripts, in Latin text in all, and in
+    text that is made of nothing else, as no language's is."""
     if text.isascii():
         return text
     text = _WORD.sub(lambda m: _latin(m[0]) if any(map(str.isascii, m[0])) else m[0], text)
-    counts = Counter(_undo_leet(text))  # what leet hides are Latin letters too
-    if 2 * _total(counts, _is_latin) <= _total(counts, str.isalpha):
-        return text
-    return _WORD.sub(lambda m: _latin(m[0]), text)
+    folded = _WORD.sub(lambda m: _latin(m[0]), text)
+    # What leet hides are Latin letters too.
+    if _latin_share(_undo_leet(text)) > 0.5 or (len(text) >= 12 and _latin_share(folded) >= 0.9):
+        return folded
+    return text
+
+
+def _latin_share(text: str) -> float:
+    counts = Counter(text)
+    return _total(counts, _is_latin) / max(1, _total(counts, str.isalpha))
 
 
 def _latin(word: str) -> str:
-    """The word with its look-alikes in Latin, if that leaves no other letter."""
-    if word.isascii():
+    """The word with its look-alikes in Latin, if it has letters and that leaves no other."""
+    if word.isascii() or not any(map(str.isalpha, word)):
         return word
-    folded = word.translate(_HOMOGLYPHS)
+    folded = word.translate(HOMOGLYPHS)
     return folded if all(map(_is_latin, folded)) else word
 
 
 @lru_cache(maxsize=8192)
 def _is_latin(char: str) -> bool:
     return char.isalpha() and (char.isascii() or "LATIN" in unicodedata.name(char, ""))
+
+
+def _is_written(char: str) -> bool:
+    """A Latin letter that some language's ordinary spelling has; phonetic and turned ones are
+    none."""
+    return _is_latin(char) and (char < "\u0250" or "\u1e00" <= char < "\u1f00")
 
 
 def _total(counts: Counter[str], kind: Callable[[str], bool]) -> int:
@@ -185,13 +194,13 @@ _BLOB = re.compile(
 def unreadable(text: str) -> bool:
     """True when an English model cannot tell what `text` says.
 
-    Foreign script (over 30 % of at least four letters), or symbols (over 75 % of at least 40
-    characters), or an encoded blob (base64, hex, bits, a word without end) that makes up over 40 %
-    of it. Expects text whose homoglyphs are undone, as `canonicalise` does.
+    Foreign or phonetic script (over 30 % of at least four letters), or symbols (over 75 % of at
+    least 40 characters), or an encoded blob (base64, hex, bits, a word without end) that makes up
+    over 40 % of it. Expects text whose homoglyphs are undone, as `canonicalise` does.
     """
     counts = Counter(text)
     letters = _total(counts, str.isalpha)
-    foreign = letters - _total(counts, _is_latin)
+    foreign = letters - _total(counts, _is_written)
     if foreign >= 4 and foreign > 0.3 * letters:
         return True
     dense = len(text) - _total(counts, str.isspace)

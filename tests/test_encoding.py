@@ -29,6 +29,7 @@ ANY = st.text(st.characters(exclude_categories=()), max_size=300)  # lone surrog
 TRICKY = st.text(
     st.sampled_from(
         "ab cZ0134!@$.-_*·\n\t\0\u200b\u202e\u0301\u1d165\ufb03\ufdfaеоνЖщ你ｅ𝓮😀\ud800\u3164é"
+        "₳ᎪƖ🅰⒜\U000e0061\U000e0151"
     ),
     max_size=120,
 )

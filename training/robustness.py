@@ -26,6 +26,14 @@ _LOOKALIKES = {
     "n": "ո", "o": "оο", "p": "рρ", "s": "ѕ", "t": "т", "u": "υ", "v": "ν", "x": "хχ", "y": "уγ",
 }  # fmt: skip
 _LEET = {"a": "4@", "e": "3", "i": "1!", "o": "0", "s": "5$", "t": "7", "l": "1"}
+_ALPHABETS = [
+    str.maketrans("abcdefghijklmnopqrstuvwxyz", letters)
+    for letters in (
+        "".join(map(chr, range(0x1F170, 0x1F18A))),
+        "ąცƈɖɛʄɠɧıʝƙƖɱŋơ℘զɾʂɬų۷ῳҳყʑ",
+        "ȺɃȻĐɆꞘǤĦƗɈꝀŁMNØⱣꝖɌSŦɄVWXɎƵ",
+    )
+]
 _INVISIBLE = "\u200b\u200c\u200d\u2060\ufeff\u00ad"
 
 
@@ -101,6 +109,16 @@ def typos(text: str, rng: random.Random) -> str:
     return _words(text, 0.5, rng, turned)
 
 
+def alphabets(text: str, rng: random.Random) -> str:
+    """Half of the words in white on black, in hooks or in bars, as "fancy text" is written."""
+    return _words(text, 0.5, rng, lambda word: word.lower().translate(rng.choice(_ALPHABETS)))
+
+
+def tags(text: str, rng: random.Random) -> str:
+    """All of ASCII in Unicode's tags, which people do not see and language models read."""
+    return "".join(chr(0xE0000 + ord(c)) if " " <= c <= "~" else c for c in text)
+
+
 def encoded(text: str, rng: random.Random) -> str:
     """Base64 of the whole."""
     return base64.b64encode(text.encode("utf-8", "replace")).decode("ascii")
@@ -117,6 +135,8 @@ OBFUSCATIONS: dict[str, Obfuscation] = {
     "punctuation": punctuation,
     "split words": split_words,
     "typos": typos,
+    "other alphabets": alphabets,
+    "invisible tags": tags,
     "base64": encoded,
 }
 
