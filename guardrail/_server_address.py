@@ -30,7 +30,8 @@ def check_address(settings: Settings) -> None:
 
 
 def _no_address(settings: Settings, error: OSError) -> str:
+    host = f"[{settings.host}]" if ":" in settings.host else settings.host
     return (
-        f"cannot listen on {settings.host}:{settings.port}: {error.strerror or error}: choose "
+        f"cannot listen on {host}:{settings.port}: {error.strerror or error}: choose "
         "another with --host and --port"
     )

@@ -13,7 +13,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, PrivateAttr, ValidationError
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, PrivateAttr, ValidationError
+from pydantic_core import PydanticCustomError
 
 from guardrail._onnx import Device
 from guardrail._server_keys import HASH, LONGEST_NAME, NAME
@@ -30,6 +31,19 @@ Seconds = Annotated[float, Field(gt=0, le=86_400)]
 Count = Annotated[int, Field(ge=1, le=1_000_000)]
 _HEADER = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+")  # a token of RFC 9110
 Name = Annotated[str, Field(min_length=1, max_length=LONGEST_NAME, pattern=f"^{NAME}$")]
+
+
+def _bare_host(host: str) -> str:
+    """Without the brackets that an IPv6 address has in a URL."""
+    bare = host[1:-1] if re.fullmatch(r"\[.*:.*\]", host) else host
+    try:
+        ipaddress.ip_address(bare)
+    except ValueError:
+        if not re.fullmatch(r"[^\s:/\[\]]+", host):
+            raise PydanticCustomError(
+                "host", "should be a name or an address alone (a port goes into port)"
+            ) from None
+    return bare
 
 
 class _Table(BaseModel):
@@ -127,7 +141,7 @@ class Settings(_Table):
     """All of it. policies: names for policy files; header_policies: those that a caller without a
     key may ask for; models: {} offers every model of the default upstream."""
 
-    host: Name = "127.0.0.1"
+    host: Annotated[Name, AfterValidator(_bare_host)] = "127.0.0.1"
     port: Annotated[int, Field(ge=0, le=65_535)] = 8000
     workers: Annotated[int, Field(ge=1, le=256)] = 1
     policy: Name = "balanced"

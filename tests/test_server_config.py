@@ -228,9 +228,22 @@ def test_a_server_that_others_can_reach_needs_keys(host: str) -> None:
     assert load_settings(None, {"host": host, "allow_anonymous": True}).host == host
 
 
-@pytest.mark.parametrize("host", ["127.0.0.1", "::1", "localhost"])
+@pytest.mark.parametrize("host", ["127.0.0.1", "::1", "localhost", "[::1]"])
 def test_on_loopback_it_needs_none(host: str) -> None:
     assert load_settings(None, {"host": host}).keys == []
+
+
+def test_an_ipv6_address_may_stand_in_brackets_as_in_a_url() -> None:
+    assert load_settings(None, {"host": "[::1]"}).host == "::1"
+    assert load_settings(None, {"host": "[fe80::1%eth0]", "allow_anonymous": True}).host[0] == "f"
+
+
+@pytest.mark.parametrize(
+    "host", ["localhost:80", "[::1]:80", "http://localhost", "[localhost]", "[]", "a b", "::zz"]
+)
+def test_a_host_is_told_to_be_a_name_or_an_address_alone(host: str) -> None:
+    with pytest.raises(ConfigError, match=r"key 'host': should be a name or an address alone"):
+        load_settings(None, {"host": host})
 
 
 _VALUES = st.one_of(
