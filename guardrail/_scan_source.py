@@ -13,7 +13,8 @@ import json
 import logging
 import re
 import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NoReturn
@@ -199,10 +200,12 @@ def _on_hub(where: str, config: str, split: str) -> list[Path]:
     at = {"repo_type": "dataset", "revision": revision or _CONVERTED}
     folder = f"{config}/{split}"
     try:
-        there = _listed(hub, errors, repo, at)
+        with _retries_told(repo):
+            there = _listed(hub, errors, repo, at)
         if there is not None and not any(name.startswith(f"{folder}/") for name in there):
             raise ScanUsageError(_no_split(repo, config, split, there))
-        found = hub.snapshot_download(repo, allow_patterns=[f"{folder}/*.parquet"], **at)
+        with _retries_told(repo):
+            found = hub.snapshot_download(repo, allow_patterns=[f"{folder}/*.parquet"], **at)
     except errors.RevisionNotFoundError as error:
         raise ScanUsageError(_download(repo, "the Hub has no Parquet of it")) from error
     except errors.RepositoryNotFoundError as error:
@@ -219,6 +222,29 @@ def _on_hub(where: str, config: str, split: str) -> list[Path]:
     if not files:
         raise ScanError(f"hf:{repo}: {folder} is not in the cache, and the Hub is out of reach")
     return files
+
+
+@contextmanager
+def _retries_told(repo: str) -> Iterator[None]:
+    """A line for each retry of the Hub's client, in place of its two with an address of the API."""
+    failed = "no answer"
+
+    def told(record: logging.LogRecord) -> bool:
+        nonlocal failed
+        said = record.getMessage()
+        if "[Retry " in said:
+            record.msg, record.args = f"hf:{repo}: the Hub: {failed}. {said}", None
+        elif " thrown while " in said:
+            failed = said.partition(" thrown while ")[0].strip("'")
+            return False  # where it is the last, the error says it
+        return True
+
+    log = logging.getLogger("huggingface_hub.utils._http")
+    log.addFilter(told)
+    try:
+        yield
+    finally:
+        log.removeFilter(told)
 
 
 def _listed(hub: Any, errors: Any, repo: str, at: dict[str, str]) -> list[str] | None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import logging
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,7 @@ import pytest
 from hub_kit import hub
 from scan_kit import read_rows, scan, start, write_rows
 
-from guardrail._scan_source import open_source
+from guardrail._scan_source import _retries_told, open_source
 from guardrail.scan import Scan, ScanUsageError
 
 PAIRS = [
@@ -189,3 +190,23 @@ def test_the_command_scans_what_the_hub_has(tmp_path: Path) -> None:
         out, err = process.communicate(timeout=240)
     assert (process.returncode, err) == (0, b"")
     assert b"3 rows, 0 with errors" in out
+
+
+def test_a_retry_of_the_hub_is_a_line_that_names_the_data_set(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    log = logging.getLogger("huggingface_hub.utils._http")
+    log.addHandler(caplog.handler)
+    try:
+        with _retries_told(REPO):
+            log.warning("'Connection refused' thrown while requesting GET http://h/api/secret")
+            log.warning("Retrying in 1s [Retry 1/5].")
+            log.warning("another word")
+        log.warning("Retrying in 1s [Retry 1/5].")
+    finally:
+        log.removeHandler(caplog.handler)
+    assert list(dict.fromkeys(caplog.messages)) == [
+        f"hf:{REPO}: the Hub: Connection refused. Retrying in 1s [Retry 1/5].",
+        "another word",
+        "Retrying in 1s [Retry 1/5].",
+    ]
