@@ -10,13 +10,9 @@ Needs numpy and tokenizers; imports no torch, no onnxruntime.
 
 from __future__ import annotations
 
-import re
-import unicodedata
-from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
 from functools import lru_cache
-from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +20,8 @@ import numpy as np
 from numpy.typing import NDArray
 from tokenizers import Tokenizer
 
-from guardrail._lookalikes import HOMOGLYPHS, SPELLED, SYMBOLS
+from guardrail._canonical import Canonical, canonicalise, sentences
+from guardrail._readable import unreadable
 from guardrail.errors import ArtifactError
 from guardrail.verdict import Pair
 
@@ -38,197 +35,6 @@ __all__ = [
     "sentences",
     "unreadable",
 ]
-
-
-@dataclass(frozen=True, slots=True)
-class Canonical:
-    """Canonical text, and the way back to the caller's.
-
-    origin: `origin[i]` is where in the source character `i` comes from, and `origin[len(text)]` the
-        length of the source; it never falls.
-    unreadable: what `unreadable` says of the text.
-    """
-
-    text: str
-    origin: Sequence[int]
-    unreadable: bool
-
-    def span(self, start: int, end: int) -> tuple[int, int]:
-        """The stretch of the source behind canonical `text[start:end]`."""
-        while 0 < end < len(self.text) and self.origin[end] == self.origin[end - 1]:
-            end += 1  # one source character became several: it belongs to both sides whole
-        return self.origin[start], self.origin[end]
-
-
-_LEET = str.maketrans("013457@$!", "oieastasi")
-# An @ before a domain is an address, and personal data must keep its shape.
-_LEET_INSIDE = re.compile(r"(?<=[A-Za-z])(?:[013457$!]|@(?![\w\-]+\.\w)){1,3}(?=[A-Za-z])")
-_SPACED = re.compile(r"(?<![^\W_])[^\W\d_]([ .\-_*·])(?:[^\W\d_]\1)+[^\W\d_](?![^\W_])")
-_WORD = re.compile(rf"(?:[^\W\d_]|[{re.escape(SYMBOLS)}])+")
-_FOLDABLE = re.compile(r"[\x00-\x7f]?[^\x00-\x7f]+|[\x00-\x08\x0b\x0c\x0e-\x1f\x7f]+")
-_DROPPED = frozenset({"Cf", "Mn", "Me", "Cs", "Co"})
-_FILLERS = frozenset("\u115f\u1160\u3164\uffa0")  # letters by category, drawn as nothing
-
-
-def canonicalise(text: str) -> Canonical:
-    """NFKC; hidden characters, homoglyphs, spaced and leet words undone. Idempotent.
-
-    Takes any text, lone surrogates and NUL included; what comes out encodes as UTF-8.
-    """
-    chars, origin = _fold_unicode(text)
-    chars, origin = _join_spaced(chars, origin)
-    chars = _fold_homoglyphs(chars)
-    # Leet is undone last: it would turn the digits of encoded blobs into letters.
-    return Canonical(_undo_leet(chars), origin, unreadable(chars))
-
-
-def _undo_leet(text: str) -> str:
-    return _LEET_INSIDE.sub(lambda m: m[0].translate(_LEET), text)
-
-
-def _fold_unicode(text: str) -> tuple[str, Sequence[int]]:
-    if not _FOLDABLE.search(text):
-        return text, range(len(text) + 1)
-    out: list[str] = []
-    origin: list[int] = []
-    last = 0
-    for match in _FOLDABLE.finditer(text):
-        out.append(text[last : match.start()])
-        origin.extend(range(last, match.start()))
-        for start, cluster in _clusters(match[0]):
-            folded = _fold_cluster(cluster)
-            out.append(folded)
-            origin.extend([match.start() + start] * len(folded))
-        last = match.end()
-    out.append(text[last:])
-    origin.extend(range(last, len(text) + 1))
-    return "".join(out), origin
-
-
-def _clusters(text: str) -> Iterable[tuple[int, str]]:
-    """Base characters with the combining marks that follow, and where each starts."""
-    start = 0
-    for index in range(1, len(text) + 1):
-        if index == len(text) or not unicodedata.combining(text[index]):
-            # Sorting the marks of a cluster takes quadratic time, and no script has this many.
-            yield start, text[start : min(index, start + 32)]
-            start = index
-
-
-@lru_cache(maxsize=8192)
-def _fold_cluster(cluster: str) -> str:
-    """NFKC without what is invisible, or a mark that hides the letter below it."""
-    return "".join(
-        char
-        for char in unicodedata.normalize("NFKC", cluster.translate(SPELLED))
-        if (kind := unicodedata.category(char)) not in _DROPPED
-        and char not in _FILLERS
-        and (kind != "Cc" or char in "\n\r\t")
-    )
-
-
-def _join_spaced(text: str, origin: Sequence[int]) -> tuple[str, Sequence[int]]:
-    """`h o w`-style runs of three letters and more become words."""
-    pieces: list[str] = []
-    kept: list[int] = []
-    last = 0
-    for match in _SPACED.finditer(text):
-        pieces += text[last : match.start()], match[0][::2]
-        kept.extend(origin[last : match.start()])
-        kept.extend(origin[match.start() : match.end() : 2])
-        last = match.end()
-    if not pieces:
-        return text, origin
-    return "".join([*pieces, text[last:]]), [*kept, *origin[last:]]
-
-
-def _fold_homoglyphs(text: str) -> str:
-    """Write look-alike letters in Latin: in words that mix scripts, in Latin text in all, and in
-    text that is made of nothing else, as no language's is."""
-    if text.isascii():
-        return text
-    text = _WORD.sub(lambda m: _latin(m[0]) if any(map(str.isascii, m[0])) else m[0], text)
-    folded = _WORD.sub(lambda m: _latin(m[0]), text)
-    # What leet hides are Latin letters too.
-    if _latin_share(_undo_leet(text)) > 0.5 or (len(text) >= 12 and _latin_share(folded) >= 0.9):
-        return folded
-    return text
-
-
-def _latin_share(text: str) -> float:
-    counts = Counter(text)
-    return _total(counts, _is_latin) / max(1, _total(counts, str.isalpha))
-
-
-def _latin(word: str) -> str:
-    """The word with its look-alikes in Latin, if it has letters and that leaves no other."""
-    if word.isascii() or not any(map(str.isalpha, word)):
-        return word
-    folded = word.translate(HOMOGLYPHS)
-    return folded if all(map(_is_latin, folded)) else word
-
-
-@lru_cache(maxsize=8192)
-def _is_latin(char: str) -> bool:
-    return char.isalpha() and (char.isascii() or "LATIN" in unicodedata.name(char, ""))
-
-
-def _is_written(char: str) -> bool:
-    """A Latin letter that some language's ordinary spelling has; phonetic and turned ones are
-    none."""
-    return _is_latin(char) and (char < "\u0250" or "\u1e00" <= char < "\u1f00")
-
-
-def _total(counts: Counter[str], kind: Callable[[str], bool]) -> int:
-    return sum(n for char, n in counts.items() if kind(char))
-
-
-_BLOB = re.compile(
-    r"(?P<bits>\b[01][01 ]{63,})"
-    r"|(?P<base64>[A-Za-z0-9+/_\-]{40,}={0,2})"
-    r"|(?P<hex>(?:(?:%|\\x|\\u00|0x)?[0-9A-Fa-f]{2}[ :,]?){24,})"
-    r"|(?P<endless>[^\W_]{101,})"
-)
-
-
-def unreadable(text: str) -> bool:
-    """True when an English model cannot tell what `text` says.
-
-    Foreign or phonetic script (over 30 % of at least four letters), or symbols (over 75 % of at
-    least 40 characters), or an encoded blob (base64, hex, bits, a word without end) that makes up
-    over 40 % of it. Expects text whose homoglyphs are undone, as `canonicalise` does.
-    """
-    counts = Counter(text)
-    letters = _total(counts, str.isalpha)
-    foreign = letters - _total(counts, _is_written)
-    if foreign >= 4 and foreign > 0.3 * letters:
-        return True
-    dense = len(text) - _total(counts, str.isspace)
-    if dense >= 40 and _total(counts, str.isalnum) < 0.25 * dense:
-        return True
-    blobs = sum(len(match[0]) for match in _BLOB.finditer(text) if _is_encoded(match))
-    return blobs >= 40 and blobs > 0.4 * len(text)
-
-
-def _is_encoded(match: re.Match[str]) -> bool:
-    """Paths, slugs and identifiers are made of short pieces, prose has few digits, and numbers
-    have no letters; encodings are long, and mix digits with letters."""
-    run = match[0]
-    pieces = re.findall(r"[A-Za-z0-9]+", run)
-    longest = max(map(len, pieces), default=len(run))
-    if longest > 100 or match.lastgroup in ("bits", "endless"):
-        return True  # WordPiece gives up on words beyond 100 characters
-    mixed = any(map(str.isalpha, run)) and sum(map(str.isdigit, run)) >= 0.05 * len(run)
-    return mixed and (match.lastgroup == "hex" or longest >= 20)
-
-
-_SENTENCE_END = re.compile(r"(?<=[.!?])[\"')\]]*\s+|\n+\s*")
-
-
-def sentences(text: str) -> list[tuple[int, int]]:
-    """Offsets of the sentences and lines of `text`, blank ones left out."""
-    edges = [0, *(m.end() for m in _SENTENCE_END.finditer(text)), len(text)]
-    return [(a, b) for a, b in pairwise(edges) if text[a:b].strip()]
 
 
 @dataclass(frozen=True, slots=True)

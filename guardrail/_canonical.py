@@ -1,0 +1,173 @@
+"""What hides text from a model undone, with the way back to the caller's text. Pure functions."""
+
+from __future__ import annotations
+
+import re
+import unicodedata
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from itertools import pairwise
+
+from guardrail._blobs import decoded
+from guardrail._lookalikes import HOMOGLYPHS, SPELLED, SYMBOLS
+from guardrail._readable import is_latin, latin_share, unreadable
+
+__all__ = ["Canonical", "canonicalise", "sentences"]
+
+
+@dataclass(frozen=True, slots=True)
+class Canonical:
+    """Canonical text, and the way back to the caller's.
+
+    origin: `origin[i]` is where in the source character `i` comes from, and `origin[len(text)]` the
+        length of the source; it never falls.
+    unreadable: what `unreadable` says of the text.
+    """
+
+    text: str
+    origin: Sequence[int]
+    unreadable: bool
+
+    def span(self, start: int, end: int) -> tuple[int, int]:
+        """The stretch of the source behind canonical `text[start:end]`."""
+        while 0 < end < len(self.text) and self.origin[end] == self.origin[end - 1]:
+            end += 1  # one source character became several: it belongs to both sides whole
+        return self.origin[start], self.origin[end]
+
+
+_LEET = str.maketrans("013457@$!", "oieastasi")
+# An @ before a domain is an address, and personal data must keep its shape.
+_LEET_INSIDE = re.compile(r"(?<=[A-Za-z])(?:[013457$!]|@(?![\w\-]+\.\w)){1,3}(?=[A-Za-z])")
+_SPACED = re.compile(r"(?<![^\W_])[^\W\d_]([ .\-_*·])(?:[^\W\d_]\1)+[^\W\d_](?![^\W_])")
+_WORD = re.compile(rf"(?:[^\W\d_]|[{re.escape(SYMBOLS)}])+")
+_FOLDABLE = re.compile(r"[\x00-\x7f]?[^\x00-\x7f]+|[\x00-\x08\x0b\x0c\x0e-\x1f\x7f]+")
+_DROPPED = frozenset({"Cf", "Mn", "Me", "Cs", "Co"})
+_FILLERS = frozenset("\u115f\u1160\u3164\uffa0")  # letters by category, drawn as nothing
+
+
+def canonicalise(text: str) -> Canonical:
+    """NFKC; hidden characters, homoglyphs, spaced and leet words undone, encoded blobs read (and
+    the text still called unreadable where they are most of it). Idempotent.
+
+    Takes any text, lone surrogates and NUL included; what comes out encodes as UTF-8.
+    """
+    chars, origin = _fold_unicode(text)
+    chars, origin = _unspell(chars, origin)
+    hidden = unreadable(chars)
+    while (opened := _read_blobs(chars, origin))[0] != chars:
+        chars, origin = _unspell(*opened)
+    # Leet is undone last: it would turn the digits of encoded blobs into letters.
+    return Canonical(_undo_leet(chars), origin, hidden)
+
+
+def _unspell(text: str, origin: Sequence[int]) -> tuple[str, Sequence[int]]:
+    chars, origin = _join_spaced(text, origin)
+    return _fold_homoglyphs(chars), origin
+
+
+def _undo_leet(text: str) -> str:
+    return _LEET_INSIDE.sub(lambda m: m[0].translate(_LEET), text)
+
+
+def _fold_unicode(text: str) -> tuple[str, Sequence[int]]:
+    if not _FOLDABLE.search(text):
+        return text, range(len(text) + 1)
+    out: list[str] = []
+    origin: list[int] = []
+    last = 0
+    for match in _FOLDABLE.finditer(text):
+        out.append(text[last : match.start()])
+        origin.extend(range(last, match.start()))
+        for start, cluster in _clusters(match[0]):
+            folded = _fold_cluster(cluster)
+            out.append(folded)
+            origin.extend([match.start() + start] * len(folded))
+        last = match.end()
+    out.append(text[last:])
+    origin.extend(range(last, len(text) + 1))
+    return "".join(out), origin
+
+
+def _clusters(text: str) -> Iterable[tuple[int, str]]:
+    """Base characters with the combining marks that follow, and where each starts."""
+    start = 0
+    for index in range(1, len(text) + 1):
+        if index == len(text) or not unicodedata.combining(text[index]):
+            # Sorting the marks of a cluster takes quadratic time, and no script has this many.
+            yield start, text[start : min(index, start + 32)]
+            start = index
+
+
+@lru_cache(maxsize=8192)
+def _fold_cluster(cluster: str) -> str:
+    """NFKC without what is invisible, or a mark that hides the letter below it."""
+    return "".join(
+        char
+        for char in unicodedata.normalize("NFKC", cluster.translate(SPELLED))
+        if (kind := unicodedata.category(char)) not in _DROPPED
+        and char not in _FILLERS
+        and (kind != "Cc" or char in "\n\r\t")
+    )
+
+
+def _join_spaced(text: str, origin: Sequence[int]) -> tuple[str, Sequence[int]]:
+    """`h o w`-style runs of three letters and more become words."""
+    pieces: list[str] = []
+    kept: list[int] = []
+    last = 0
+    for match in _SPACED.finditer(text):
+        pieces += text[last : match.start()], match[0][::2]
+        kept.extend(origin[last : match.start()])
+        kept.extend(origin[match.start() : match.end() : 2])
+        last = match.end()
+    if not pieces:
+        return text, origin
+    return "".join([*pieces, text[last:]]), [*kept, *origin[last:]]
+
+
+def _read_blobs(text: str, origin: Sequence[int]) -> tuple[str, Sequence[int]]:
+    """Encoded blobs become what they say. Each character of it comes from where the blob starts,
+    so that what is held against one of them is held against the blob."""
+    pieces: list[str] = []
+    kept: list[int] = []
+    last = 0
+    for start, end, said in decoded(text):
+        plain, _ = _fold_unicode(said)
+        pieces += text[last:start], plain
+        kept.extend(origin[last:start])
+        kept.extend([origin[start]] * len(plain))
+        last = end
+    if not pieces:
+        return text, origin
+    return "".join([*pieces, text[last:]]), [*kept, *origin[last:]]
+
+
+def _fold_homoglyphs(text: str) -> str:
+    """Write look-alike letters in Latin: in words that mix scripts, in Latin text in all, and in
+    text that is made of nothing else, as no language's is."""
+    if text.isascii():
+        return text
+    text = _WORD.sub(lambda m: _latin(m[0]) if any(map(str.isascii, m[0])) else m[0], text)
+    folded = _WORD.sub(lambda m: _latin(m[0]), text)
+    # What leet hides are Latin letters too.
+    if latin_share(_undo_leet(text)) > 0.5 or (len(text) >= 12 and latin_share(folded) >= 0.9):
+        return folded
+    return text
+
+
+def _latin(word: str) -> str:
+    """The word with its look-alikes in Latin, if it has letters and that leaves no other."""
+    if word.isascii() or not any(map(str.isalpha, word)):
+        return word
+    folded = word.translate(HOMOGLYPHS)
+    return folded if all(map(is_latin, folded)) else word
+
+
+_SENTENCE_END = re.compile(r"(?<=[.!?])[\"')\]]*\s+|\n+\s*")
+
+
+def sentences(text: str) -> list[tuple[int, int]]:
+    """Offsets of the sentences and lines of `text`, blank ones left out."""
+    edges = [0, *(m.end() for m in _SENTENCE_END.finditer(text)), len(text)]
+    return [(a, b) for a, b in pairwise(edges) if text[a:b].strip()]
