@@ -9,12 +9,13 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 from training.data import SPLITS, Split, normalise
 
 Kind = Literal["refusal", "redirect", "borderline", "benign"]
 KINDS: tuple[Kind, ...] = ("refusal", "redirect", "borderline", "benign")
+T = TypeVar("T")
 _NEVER_TRAINED_ON = ("upsrm_pku_test",)  # PKU's own severities are known of these rows
 
 
@@ -233,7 +234,8 @@ def kinds_of_prompts(
 
 
 def merge(preferences: Iterable[Preference]) -> list[Preference]:
-    """One preference per prompt and pair of answers, in order of first sight."""
+    """One preference per prompt and pair of answers, in order of first sight; what the first does
+    not know of questions and answers is taken from the next."""
     merged: dict[tuple[str, ...], Preference] = {}
     for p in preferences:
         texts = [normalise(answer) for answer in p.answers]
@@ -246,10 +248,16 @@ def merge(preferences: Iterable[Preference]) -> list[Preference]:
         other = p if normalise(known.answers[0]) == texts[0] else swapped(p)
         merged[key] = replace(
             known,
-            more_helpful=other.more_helpful if known.more_helpful is None else known.more_helpful,
-            less_harmful=other.less_harmful if known.less_harmful is None else known.less_harmful,
+            more_helpful=_first_known(known.more_helpful, other.more_helpful),
+            less_harmful=_first_known(known.less_harmful, other.less_harmful),
+            severity=tuple(map(_first_known, known.severity, other.severity)),
+            unsafe=tuple(map(_first_known, known.unsafe, other.unsafe)),
         )
     return list(merged.values())
+
+
+def _first_known(first: T | None, second: T | None) -> T | None:
+    return second if first is None else first
 
 
 def swapped(p: Preference) -> Preference:

@@ -12,6 +12,7 @@ judges are tested on is trained on by nobody.
 from __future__ import annotations
 
 import json
+import os
 import random
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -64,6 +65,7 @@ __all__ = [
     "refuse_flipped",
     "refuses",
     "split_map",
+    "write_rows",
 ]
 
 # --- sources -------------------------------------------------------------------------------------
@@ -244,11 +246,13 @@ def with_splits(rows: Sequence[Row], splits: dict[str, Split]) -> list[Row]:
 # --- files ---------------------------------------------------------------------------------------
 
 
-def _write(path: Path, rows: Iterable[Preference | Demonstration]) -> None:
+def write_rows(path: Path, rows: Iterable[Preference | Demonstration]) -> None:
+    """A line of JSON per row; a kill leaves no file that would pass for a whole one."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("w", encoding="utf-8") as file:
-        for row in rows:
-            file.write(json.dumps(asdict(row), ensure_ascii=False) + "\n")
+    partial = path.with_suffix(".partial")
+    with partial.open("w", encoding="utf-8") as file:
+        file.writelines(json.dumps(asdict(row), ensure_ascii=False) + "\n" for row in rows)
+    os.replace(partial, path)
 
 
 def _built(folder: Path, name: str, splits: Iterable[Split]) -> Iterator[Path]:
@@ -289,9 +293,10 @@ def read_shown(path: Path) -> list[Demonstration]:
 
 
 def report_of(pairs: Sequence[Preference], demonstrations: Sequence[Demonstration]) -> str:
-    """Counts per source and split (Markdown)."""
-    lines = ["# Preferences", "", "| source | split | pairs | helpful | harmless | conflicting |"]
-    lines += ["|---|---|---|---|---|---|"]
+    """Counts per source and split (Markdown): pairs that decide which answer is more helpful,
+    which is less harmful, both, and both the other way round."""
+    head = ("source", "split", "pairs", "helpful", "harmless", "both", "conflicting")
+    lines = ["# Preferences", "", f"| {' | '.join(head)} |", "|---" * len(head) + "|"]
     groups: dict[tuple[str, str], list[Preference]] = defaultdict(list)
     for p in pairs:
         groups[p.source, p.split].append(p)
@@ -300,6 +305,7 @@ def report_of(pairs: Sequence[Preference], demonstrations: Sequence[Demonstratio
             len(rows),
             sum(p.more_helpful is not None for p in rows),
             sum(p.less_harmful is not None for p in rows),
+            sum(None not in (p.more_helpful, p.less_harmful) for p in rows),
             sum(p.conflicting for p in rows),
         )
         lines.append(f"| {source} | {split} | " + " | ".join(map(str, counts)) + " |")
@@ -326,10 +332,9 @@ def build(
     splits = split_map(known, [normalise(row.prompt) for row in (*pairs, *demonstrations)])
     pairs, demonstrations = with_splits(pairs, splits), with_splits(demonstrations, splits)
     for split in SPLITS:
-        _write(out / f"pairs.{split}.jsonl", (p for p in pairs if p.split == split))
-        _write(
-            out / f"demonstrations.{split}.jsonl", (d for d in demonstrations if d.split == split)
-        )
+        write_rows(out / f"pairs.{split}.jsonl", (p for p in pairs if p.split == split))
+        shown = (d for d in demonstrations if d.split == split)
+        write_rows(out / f"demonstrations.{split}.jsonl", shown)
     (out / "card.md").write_text(report_of(pairs, demonstrations), encoding="utf-8")
     print(f"{out}: {len(pairs)} pairs, {len(demonstrations)} demonstrations")
 

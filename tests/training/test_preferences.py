@@ -168,6 +168,14 @@ def test_merging_keeps_one_row_per_pair_of_answers_and_loses_no_label(
             assert (getattr(p, name) is None) == all(getattr(r, name) is None for r in same)
 
 
+def test_what_a_pair_does_not_know_is_taken_from_one_with_its_answers_the_other_way_round() -> None:
+    known = Preference("p", ("a", "b"), "s", more_helpful=0, unsafe=(None, False))
+    more = Preference("p", ("b", "a"), "t", None, 0, severity=(0, 2), unsafe=(True, True))
+    (found,) = merge([known, more])
+    assert (found.more_helpful, found.less_harmful) == (0, 1)
+    assert (found.severity, found.unsafe) == ((2, 0), (True, False))
+
+
 def test_two_equal_answers_are_no_preference() -> None:
     assert merge([Preference("p", ("Yes!", "yes"), "s", 0)]) == []
 
@@ -229,7 +237,9 @@ def test_build_gives_every_prompt_the_split_of_the_moderation_data(tmp_path: Pat
         assert [d.prompt for d in shown if d.kind == "refusal"] == [prompts[split]]
     everything = read_preferences(tmp_path / "out", "train", "validation", "test")
     assert len(everything) == 4
-    assert "| annotated_pairs | train | 1 |" in (tmp_path / "out" / "card.md").read_text()
+    card = (tmp_path / "out" / "card.md").read_text()
+    assert "| source | split | pairs | helpful | harmless | both | conflicting |" in card
+    assert "| annotated_pairs | train | 1 | 1 | 1 | 1 | 1 |" in card
 
 
 def test_what_is_written_is_read_back(tmp_path: Path) -> None:
