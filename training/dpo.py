@@ -15,6 +15,7 @@ from __future__ import annotations
 import json
 import random
 import shutil
+import sys
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -41,17 +42,15 @@ from training.preferences import (
     refuse_flipped,
     refuses,
 )
-from training.runs import digest_of
+from training.resuming import claim, refuse_below_one, remember_rows
+from training.runs import ends_in_a_line
 from training.tuning import (
     TuningArgs,
     Watched,
-    claim,
     config_fields,
     epochs_of,
     finish,
     open_policy,
-    refuse_below_one,
-    remember,
     rows_per_update,
     train,
 )
@@ -69,8 +68,8 @@ class Args(TuningArgs):
     help_pairs: int = 300
     """Further pairs of help on harmless prompts, preferred to refusals."""
     extra: Path | None = None
-    """A file of further pairs (the fields of `Preference`), such as `training.on_policy`'s. All are
-    used: one that decides a single question is taken at its word."""
+    """A file of further pairs (the fields of `Preference`), such as `training.on_policy`'s. `dual`
+    and `single` take one that decides a single question at its word (see `by_word`)."""
     beta: float = 0.1
     learning_rate: float = 5e-5
     batch: int = 8
@@ -85,18 +84,34 @@ class Trainer(Watched, DPOTrainer):
 
 
 def better_of(p: Preference, objective: Objective) -> int | None:
-    """Index of the answer that an objective prefers; None where it has no say."""
+    """Index of the answer that an objective prefers; None where it has no say: `helpful` and
+    `harmless` by their own question alone, `single` where both were asked."""
     if objective == "helpful":
         return p.more_helpful
     if objective == "harmless":
         return p.less_harmful
     if objective == "single":
-        return p.trade_off if p.more_helpful is not None else None
+        # That harm was asked, and tied, shows by both answers being known as safe, or as unsafe.
+        asked = p.less_harmful is not None or p.unsafe in ((False, False), (True, True))
+        return p.trade_off if p.more_helpful is not None and asked else None
     if p.safer is not None:
         return p.safer if p.less_harmful in (None, p.safer) else None
     # Where one safe answer refuses, "more helpful" would mean "not refusing", which is not the aim.
     alike = refuses(p.answers[0]) == refuses(p.answers[1])
     return p.more_helpful if p.unsafe == (False, False) and alike else None
+
+
+def by_word(p: Preference, objective: Objective) -> int | None:
+    """`better_of`, for pairs that were made for this training: one that decides a single question
+    is taken at its word, even if help is preferred to a refusal. Help is so of safe answers only,
+    harmlessness where the answers' safety does not say otherwise."""
+    if objective in ("helpful", "harmless"):
+        return better_of(p, objective)
+    if p.more_helpful is None and p.less_harmful is not None:
+        return p.less_harmful if p.safer in (None, p.less_harmful) else None
+    if p.less_harmful is None and p.unsafe == (False, False):
+        return p.more_helpful
+    return better_of(p, objective)
 
 
 @dataclass(frozen=True)
@@ -120,14 +135,21 @@ def choose(
     `dual`) a safe and an unsafe answer before two safe ones; then help."""
 
     def decided(
-        rows: Sequence[Preference], side_of: Callable[[Preference], int | None]
+        rows: Sequence[Preference], side_of: Callable[[Preference, Objective], int | None]
     ) -> list[Choice]:
         found = [
             Choice(p.prompt, p.answers[side], p.answers[1 - side], p.source)
             for p in rows
-            if (side := side_of(p)) is not None
+            if (side := side_of(p, args.preference)) is not None
         ]
-        return [choice for choice in found if fits(choice)]
+        short = [choice for choice in found if fits(choice)]
+        print(
+            f"{args.preference}: of {len(rows)} pairs {len(rows) - len(found)} are left out since "
+            f"they do not say which answer it prefers, {len(found) - len(short)} as too long",
+            file=sys.stderr,
+            flush=True,
+        )
+        return short
 
     rng = random.Random(args.seed)
 
@@ -135,15 +157,10 @@ def choose(
         second = args.preference == "dual" and p.safer is None
         return p.source != "annotated_pairs", second, rng.random()
 
-    def by_objective(p: Preference) -> int | None:
-        return better_of(p, args.preference)
-
-    def by_word(p: Preference) -> int | None:
-        asked = [side for side in (p.more_helpful, p.less_harmful) if side is not None]
-        return asked[0] if len(asked) == 1 else by_objective(p)
-
-    ranked = decided(sorted(preferences, key=rank), by_objective)
-    chosen = [*ranked[: args.pairs], *decided(extra, by_word)]
+    ranked = decided(sorted(preferences, key=rank), better_of)
+    chosen = ranked[: args.pairs]
+    if extra:
+        chosen += decided(extra, by_word)
     helping = help_pairs(demonstrations, 8 * args.help_pairs, args.seed, other="refusal")
     chosen += [
         choice
@@ -238,7 +255,7 @@ def main(args: Args) -> None:
     chosen = choose(preferences, read_demonstrations(args.data, "train"), args, fits, extra)
     if all(choice.source.startswith("help/") for choice in chosen):
         raise SystemExit(f"{args.data}: no {args.preference} pair fits in {args.max_tokens} tokens")
-    claim(args.out, args)
+    claim(args.out, args, rows_per_update=rows_per_update(args))
     lengths = [max(lengths_of(choice, lm.tokenizer)) for choice in chosen]
     order = epochs_of(lengths, args)
     print(f"{len(chosen)} pairs, {2 * sum(lengths[i] for i in order)} tokens", flush=True)
@@ -251,8 +268,7 @@ def main(args: Args) -> None:
     ][: min(args.held_out, args.limit or args.held_out)]
     rows, seen = as_rows([chosen[i] for i in order]), as_rows(tested)
     # A resumed run would mix two orders, or keep log-probabilities of other rows.
-    of_data = {"data": digest_of([rows, seen])[:16]}
-    remember(args.out / "data.json", of_data, beside=str(args.out))
+    remember_rows(args.out, [rows, seen])
     config = DPOConfig(
         **config_fields(args, args.out, steps),
         beta=args.beta,
@@ -297,5 +313,7 @@ def held_out(
 
 
 if __name__ == "__main__":
-    main(tyro.cli(Args))
+    args = tyro.cli(Args)
+    with ends_in_a_line(f"{args.out} keeps the last checkpoint: the same command goes on from it"):
+        main(args)
     PartialState().destroy_process_group()  # else its threads may abort the exit

@@ -26,11 +26,12 @@ from training.data import normalise
 from training.lm import BASES_FOLDER, LanguageModel, encode_prompt, load_policy
 from training.on_policy import REPEATING, whole_sentences
 from training.preference_rows import Demonstration
-from training.preferences import read_demonstrations
+from training.preferences import read_demonstrations, write_rows
+from training.resuming import claim, kept_rows
 from training.rollout import sample, texts
+from training.runs import ends_in_a_line
 from training.suppression_answers import greedy
 from training.suppression_report import refuses, repetition
-from training.tuning import claim, kept_rows
 
 _MARK = "Hello"  # any text that a chat template leaves as it is
 
@@ -123,10 +124,11 @@ def main(args: Args) -> None:
         print(f"{len(turns)}/{args.prompts} turns", flush=True)
     held_out = {normalise(d.prompt) for d in read_demonstrations(args.data, "validation", "test")}
     kept = keep(turns, guard, held_out)
-    with (args.out / "demonstrations.jsonl").open("w", encoding="utf-8") as file:
-        file.writelines(json.dumps(asdict(d), ensure_ascii=False) + "\n" for d in kept)
+    write_rows(args.out / "demonstrations.jsonl", kept)
     print(f"{args.out}/demonstrations.jsonl: {len(kept)} of {len(turns)} turns kept")
 
 
 if __name__ == "__main__":
-    main(tyro.cli(Args))
+    args = tyro.cli(Args)
+    with ends_in_a_line(f"the turns in {args.out} are kept: the same command goes on from there"):
+        main(args)

@@ -28,7 +28,7 @@ from guardrail._files import sha256_of
 from guardrail.local import ChatEncoder, ChatFormat, OnnxChat, PolicyManifest
 from training.llama_onnx import LlamaShape, Precision, build
 from training.lm import BASES_FOLDER, LanguageModel, encode_prompt, load_policy
-from training.runs import make_folder
+from training.runs import ends_in_a_line, make_folder
 
 PROMPTS = (
     "What can I cook with lentils and carrots?",
@@ -290,4 +290,8 @@ def likeliest(
 
 
 if __name__ == "__main__":
-    main(tyro.cli(Args))
+    args = tyro.cli(Args)
+    with ends_in_a_line(
+        f"{args.out} is whole once it has a manifest.json: the same command makes it anew"
+    ):
+        main(args)

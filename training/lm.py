@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 import random
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -33,6 +33,7 @@ __all__ = [
     "load_tokenizer",
     "messages",
     "new_adapter",
+    "refuse_not_finite",
     "tokenizer_fingerprint",
 ]
 
@@ -118,9 +119,21 @@ def _with_adapter(
                 "the tokenizer does not match, use the base that the adapter was trained on"
             )
     try:
-        return PeftModel.from_pretrained(model, adapter, is_trainable=trainable)
+        model = PeftModel.from_pretrained(model, adapter, is_trainable=trainable)
     except (OSError, RuntimeError, ValueError, SafetensorError) as error:
         raise SystemExit(f"{adapter}: does not fit its base: {in_a_line(error)}") from error
+    refuse_not_finite({n: p for n, p in model.named_parameters() if "lora_" in n}, adapter)
+    return model
+
+
+def refuse_not_finite(weights: Mapping[str, torch.Tensor], where: object) -> None:
+    """SystemExit that names the first of the weights that has nan or infinity in it."""
+    for name, weight in weights.items():
+        if not bool(torch.isfinite(weight).all()):
+            raise SystemExit(
+                f"{where}: {name} is not finite: training went astray: remove it, and train again "
+                "with a lower --learning-rate"
+            )
 
 
 def new_adapter(

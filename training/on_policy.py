@@ -26,11 +26,12 @@ import tyro
 from guardrail.verdict import Pair
 from training.lm import BASES_FOLDER, LanguageModel, encode_prompt, load_policy
 from training.preference_rows import Demonstration, Preference
-from training.preferences import read_demonstrations, read_shown
+from training.preferences import read_demonstrations, read_shown, write_rows
+from training.resuming import claim, kept_rows, refuse_below_one
 from training.rollout import EndlessPrompts, rollout_prompts, sample, texts
+from training.runs import ends_in_a_line
 from training.scorers import Scorer, open_scorer, refuse_wrong_sign
 from training.suppression_report import refuses, repetition
-from training.tuning import StopAtSignal, claim, kept_rows, refuse_below_one
 
 REPEATING = 0.3  # share of an answer's four-word runs that were there before
 
@@ -113,11 +114,7 @@ def choose(
 
 
 def draw_all(
-    args: Args,
-    lm: LanguageModel,
-    cost: Scorer,
-    more: Sequence[Demonstration],
-    stop: StopAtSignal,
+    args: Args, lm: LanguageModel, cost: Scorer, more: Sequence[Demonstration]
 ) -> list[list[Draw]]:
     """The draws of each prompt, the everyday ones those of `more` if there are; whole batches of an
     earlier, stopped run are kept. The randomness of a batch depends on seed and place alone, so
@@ -140,8 +137,6 @@ def draw_all(
             f"Put it back, remove {args.out}, or choose another --out"
         )
     for first in range(len(found), len(asked), size):
-        if stop.asked:
-            raise SystemExit(f"stopped at {len(found)} prompts: the same command goes on there")
         part = asked[first : first + size]
         rows = [row for row in part for _ in range(args.draws)]
         torch.manual_seed(args.seed * 1_000_003 + first)
@@ -172,12 +167,10 @@ def main(args: Args) -> None:
     refuse_wrong_sign(cost, args.cost)  # a flipped one would choose the harmful answers
     lm = load_policy(args.policy, args.bases, merged=True, dtype="bfloat16")
     rng = random.Random(args.seed)
-    with StopAtSignal() as stop:
-        groups = draw_all(args, lm, cost, more, stop)
+    groups = draw_all(args, lm, cost, more)
     demonstrations = [*read_demonstrations(args.data, "train"), *more]
     chosen = [p for g in groups if (p := choose(g, demonstrations, args.margin, rng))]
-    with (args.out / "pairs.jsonl").open("w", encoding="utf-8") as file:
-        file.writelines(json.dumps(asdict(p), ensure_ascii=False) + "\n" for p in chosen)
+    write_rows(args.out / "pairs.jsonl", chosen)
     drawn = [d for group in groups for d in group]
     bad = [d for d in drawn if d.harmful]
     everyday = [d for d in drawn if not d.harmful]
@@ -189,4 +182,6 @@ def main(args: Args) -> None:
 
 
 if __name__ == "__main__":
-    main(tyro.cli(Args))
+    args = tyro.cli(Args)
+    with ends_in_a_line(f"the draws in {args.out} are kept: the same command goes on from there"):
+        main(args)

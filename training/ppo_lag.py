@@ -26,7 +26,7 @@ from accelerate import Accelerator, PartialState
 from peft import get_peft_model_state_dict, set_peft_model_state_dict
 
 from guardrail._files import sha256_of, write_json
-from guardrail.errors import GuardrailError, ModerationError
+from guardrail.errors import ModerationError
 from training.bases import SMOLLM2
 from training.lagrange import LagrangeMultiplier
 from training.lm import (
@@ -34,12 +34,14 @@ from training.lm import (
     DType,
     LanguageModel,
     encode_prompt,
+    refuse_not_finite,
     tokenizer_fingerprint,
 )
 from training.losses import kl_estimate, masked_mean
 from training.plots import Curves, draw, read
 from training.ppo import Critics, Learner, NotFiniteError, Ppo, Rollout
 from training.preferences import read_demonstrations
+from training.resuming import claim, refuse_below_one
 from training.rollout import (
     EndlessPrompts,
     Sequences,
@@ -51,9 +53,9 @@ from training.rollout import (
     survey,
     texts,
 )
-from training.runs import save_whole
+from training.runs import ends_in_a_line, save_whole
 from training.scorers import Scorer, open_scorer, refuse_wrong_sign
-from training.tuning import StopAtSignal, claim, refuse_below_one
+from training.tuning import StopAtSignal
 
 
 @dataclass
@@ -298,7 +300,7 @@ def train(run: Run) -> None:
                 if asked or run.step % args.save_every == 0 or run.step == args.steps:
                     run.save()
             if asked and run.step < args.steps:
-                raise SystemExit(f"stopped at step {run.step}: the same command goes on from there")
+                raise stop.stopped(f"step {run.step}")
 
 
 def line_of(run: Run, figures: dict[str, float]) -> str:
@@ -315,6 +317,7 @@ def line_of(run: Run, figures: dict[str, float]) -> str:
 def finish(run: Run, lm: LanguageModel) -> None:
     """The adapter, and last the summary that says where it comes from."""
     args = run.args
+    refuse_not_finite(get_peft_model_state_dict(run.model), args.out)  # by the last update
     run.model.save_pretrained(args.out, selected_adapters=["default"])
     draw((args.out,), args.plot or args.out / "curves.svg")
     rows = read(args.out)[-10:]
@@ -334,12 +337,11 @@ def finish(run: Run, lm: LanguageModel) -> None:
 
 
 def main(args: Args) -> None:
-    try:
-        align(args, open_scorer(args.reward, "reward"), open_scorer(args.cost, "cost"))
-    except GuardrailError as error:
-        raise SystemExit(f"a score model failed: {error}") from error
+    align(args, open_scorer(args.reward, "reward"), open_scorer(args.cost, "cost"))
 
 
 if __name__ == "__main__":
-    main(tyro.cli(Args))
+    args = tyro.cli(Args)
+    with ends_in_a_line(f"{args.out} keeps the last checkpoint: the same command goes on from it"):
+        main(args)
     PartialState().destroy_process_group()  # else its threads may abort the exit

@@ -28,7 +28,8 @@ from guardrail.score import ScoreKind
 from training.metrics import bootstrap
 from training.preference_rows import kinds_of_prompts
 from training.preferences import Preference, read_demonstrations, read_preferences
-from training.scorers import open_scorer
+from training.runs import ends_in_a_line
+from training.scorers import open_scorer, refuse_wrong_sign
 
 
 def score_metrics(
@@ -213,6 +214,7 @@ def main(
 def correlate(reward: Path, cost: Path, data: Path, limit: int | None, rounds: int) -> None:
     """Print how far a reward and a cost say the same."""
     scorers = open_scorer(reward, "reward"), open_scorer(cost, "cost")
+    refuse_wrong_sign(scorers[1], cost)  # a flipped one would turn every correlation round
     rows = held_out(data)
     if limit is not None:  # some of everything, not the first sources alone
         rows = random.Random(0).sample(rows, min(limit, len(rows)))
@@ -230,4 +232,5 @@ def correlate(reward: Path, cost: Path, data: Path, limit: int | None, rounds: i
 
 
 if __name__ == "__main__":
-    tyro.cli(main)
+    with ends_in_a_line("nothing is kept: the same command starts anew"):
+        tyro.cli(main)

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import json
 import random
+import sys
 import time
 from collections import Counter
 from collections.abc import Iterator, Sequence
@@ -38,6 +39,7 @@ from training.preferences import (
     refuse_flipped,
 )
 from training.runs import (
+    ends_in_a_line,
     identity,
     make_folder,
     refuse_another,
@@ -100,20 +102,33 @@ class Pairs:
 
 
 def choose(args: Args, split: Literal["train", "validation", "test"]) -> list[Preference]:
-    """The preferences a kind of score can be trained or tested on."""
+    """The preferences a kind of score can be trained or tested on; how many those are, and how
+    many are left out, goes to stderr."""
     pairs = read_preferences(args.data, split)
     demonstrations = read_demonstrations(args.data, split)
     if args.sources:
         pairs = [p for p in pairs if p.source.startswith(args.sources)]
-    if args.kind == "reward":
-        pairs = [p for p in pairs if p.more_helpful is not None]
-    else:
+    if args.kind == "cost":
         refuse_flipped(pairs)
-    if not pairs:
-        raise SystemExit(f"{args.data}: no {split} pairs for a {args.kind}")
-    pairs += help_pairs(demonstrations, args.help_pairs, args.seed, other="any")
-    random.Random(args.seed).shuffle(pairs)
-    return pairs[: args.limit]
+    chosen = [p for p in pairs if teaches(p, args.kind)]
+    ordered = sum(label_of(p, args.kind) is not None for p in chosen)
+    question = "which answer helps more" if args.kind == "reward" else "which answer harms less"
+    counts = (
+        f"of {len(pairs)} {split} pairs {ordered} say {question}, {len(chosen) - ordered} only "
+        f"whether answers are unsafe, {len(pairs) - len(chosen)} neither"
+    )
+    if not chosen:
+        raise SystemExit(f"{args.data}: no {split} pairs for a {args.kind}: {counts}")
+    print(f"{args.kind}: {counts}", file=sys.stderr, flush=True)
+    chosen += help_pairs(demonstrations, args.help_pairs, args.seed, other="any")
+    random.Random(args.seed).shuffle(chosen)
+    return chosen[: args.limit]
+
+
+def teaches(p: Preference, kind: ScoreKind) -> bool:
+    """Whether the pair says anything to this kind of score: its own question is decided or, for a
+    cost, whether an answer is unsafe is known."""
+    return label_of(p, kind) is not None or (kind == "cost" and p.unsafe != (None, None))
 
 
 def label_of(p: Preference, kind: ScoreKind) -> int | None:
@@ -292,7 +307,12 @@ class Run:
             return
         state = torch.load(path, weights_only=True)
         refuse_another(path, state.get("run"), self.identity)
-        self.model.load_state_dict(state["model"], strict=False)
+        if other := state["model"].keys() ^ self._trained().keys():
+            raise SystemExit(
+                f"{path} is not of this model: {', '.join(sorted(other)[:5])} "
+                f"({len(other)} in all) are in one and not in the other: remove it"
+            )
+        self.model.load_state_dict(state["model"], strict=False)  # what is frozen is not in it
         self.optimizer.load_state_dict(state["optimizer"])
         self.schedule.load_state_dict(state["schedule"])
         self.progress = Progress(**state["progress"])
@@ -329,9 +349,7 @@ def main(args: Args) -> None:
         for step in steps[run.progress.step :]:
             run.step(step[accelerator.process_index])
             if run.stopping(stop.asked):
-                raise SystemExit(
-                    f"stopped at step {run.progress.step}: the same command goes on from there"
-                )
+                raise stop.stopped(f"step {run.progress.step}")
     if not accelerator.is_main_process:
         return
     run.save()
@@ -367,5 +385,7 @@ def refuse_wrong_order(metrics: dict[str, Any]) -> None:
 
 
 if __name__ == "__main__":
-    main(tyro.cli(Args))
+    args = tyro.cli(Args)
+    with ends_in_a_line(f"{args.out} keeps the last checkpoint: the same command goes on from it"):
+        main(args)
     PartialState().destroy_process_group()  # else its threads may abort the exit

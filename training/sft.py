@@ -25,17 +25,15 @@ from trl import SFTConfig, SFTTrainer
 
 from training.lm import encode_answer, encode_prompt
 from training.preferences import Demonstration, Kind, read_demonstrations
-from training.runs import digest_of
+from training.resuming import claim, refuse_below_one, remember_rows
+from training.runs import ends_in_a_line
 from training.tuning import (
     TuningArgs,
     Watched,
-    claim,
     config_fields,
     epochs_of,
     finish,
     open_policy,
-    refuse_below_one,
-    remember,
     rows_per_update,
     train,
 )
@@ -107,10 +105,9 @@ def main(args: Args) -> None:
     chosen = choose(fitting(demonstrations, lm.tokenizer, args.max_tokens), args)
     if not chosen:
         raise SystemExit(f"{args.data}: no demonstration fits in {args.max_tokens} tokens")
-    claim(args.out, args)
+    claim(args.out, args, rows_per_update=rows_per_update(args))
     rows = encode(chosen, lm.tokenizer)
-    of_data = {"data": digest_of(rows)[:16]}
-    remember(args.out / "data.json", of_data, beside=str(args.out))
+    remember_rows(args.out, rows)
     order = epochs_of([len(row["input_ids"]) for row in rows], args)
     tokens = sum(len(rows[i]["input_ids"]) for i in order)
     print(f"{len(chosen)} demonstrations, {tokens} tokens in {args.epochs} epochs", flush=True)
@@ -126,5 +123,7 @@ def main(args: Args) -> None:
 
 
 if __name__ == "__main__":
-    main(tyro.cli(Args))
+    args = tyro.cli(Args)
+    with ends_in_a_line(f"{args.out} keeps the last checkpoint: the same command goes on from it"):
+        main(args)
     PartialState().destroy_process_group()  # else its threads may abort the exit

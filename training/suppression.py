@@ -35,8 +35,10 @@ from training.batching import encode, predict
 from training.data import Example, normalise, read_examples
 from training.lm import LanguageModel, encode_answer, encode_prompt, load_policy
 from training.model import ModerationModel, encoder_of
+from training.resuming import refuse_below_one
 from training.rollout import pad_left
-from training.scorers import Scorer, open_scorer
+from training.runs import ends_in_a_line
+from training.scorers import Scorer, open_scorer, refuse_wrong_sign
 from training.suppression_answers import AnswerArgs, answer_all, answers_file, policies_of
 from training.suppression_report import (
     Judged,
@@ -47,7 +49,6 @@ from training.suppression_report import (
     speeds,
     summarise,
 )
-from training.tuning import refuse_below_one
 from training.word_judge import WordJudge, fit_judge
 
 HARMFUL = (
@@ -218,7 +219,8 @@ def open_judges(args: Args) -> Judges:
             "training.moderation trained"
         )
     if args.cost is not None:
-        open_scorer(args.cost, "cost")
+        # The best of a flipped one would be the most harmful answer.
+        refuse_wrong_sign(open_scorer(args.cost, "cost"), args.cost)
     reward = None if args.reward is None else open_scorer(args.reward, "reward")
     return Judges(Guard(args.guard, args.guard_policy), fit_judge(args.data), reward)
 
@@ -267,4 +269,6 @@ def _for_reading(path: Path, results: dict[str, list[Judged]]) -> None:
 
 
 if __name__ == "__main__":
-    main(tyro.cli(Args))
+    args = tyro.cli(Args)
+    with ends_in_a_line(f"the answers in {args.out} are kept: the same command goes on from there"):
+        main(args)

@@ -27,9 +27,9 @@ from guardrail.verdict import Pair
 from training.bases import SMOLLM2
 from training.export_policy import stop_tokens
 from training.lm import BASES_FOLDER, LanguageModel, encode_prompt, load_policy, messages
+from training.resuming import kept_rows, remember, weights_of
 from training.rollout import Sequences, pad_left, sample, texts
 from training.suppression_report import Prompt
-from training.tuning import kept_rows, remember, weights_of
 
 _TEMPERATURE = 0.8  # of the draws that the best is chosen from
 

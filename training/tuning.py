@@ -13,7 +13,7 @@ import math
 import os
 import signal
 import sys
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
@@ -32,10 +32,12 @@ from training.lm import (
     grouped,
     load_policy,
     new_adapter,
+    refuse_not_finite,
     tokenizer_fingerprint,
 )
 from training.plots import Curves, draw
-from training.runs import make_folder
+from training.resuming import last_checkpoint
+from training.runs import SIGNALS, stopped
 
 
 @dataclass(kw_only=True)
@@ -170,11 +172,22 @@ class StopAtSignal(TrainerCallback):
     gives the signals back at its end."""
 
     def __init__(self) -> None:
-        self.asked = False
+        self._number: int | None = None
         self._before: dict[int, Any] = {}
 
+    @property
+    def asked(self) -> bool:
+        """Whether this process got a signal."""
+        return self._number is not None
+
+    def stopped(self, where: str) -> SystemExit:
+        """What ends the run, once its checkpoint is written; in a process that got no signal
+        itself, as if by SIGTERM."""
+        number = signal.SIGTERM if self._number is None else self._number
+        return stopped(number, f"stopped at {where}: the same command goes on from there")
+
     def __enter__(self) -> StopAtSignal:
-        for number in (signal.SIGINT, signal.SIGTERM):
+        for number in SIGNALS:
             self._before[number] = signal.signal(number, self._ask)
         return self
 
@@ -185,7 +198,7 @@ class StopAtSignal(TrainerCallback):
     def _ask(self, number: int, _: object) -> None:
         if self.asked:  # the second time means now
             raise SystemExit(128 + number)
-        self.asked = True
+        self._number = number
         print("stopping after this step, with a checkpoint", file=sys.stderr, flush=True)
 
     def on_step_end(
@@ -217,123 +230,6 @@ class Logged(TrainerCallback):
             self._curves.add(state.global_step, row)
 
 
-def last_checkpoint(out: Path) -> str | None:
-    """The newest checkpoint that is whole: its state is written last."""
-    found = [
-        path
-        for path in (out / "checkpoints").glob("checkpoint-*")
-        if (path / "trainer_state.json").exists() and path.name.split("-")[1].isdigit()
-    ]
-    return str(max(found, key=lambda p: int(p.name.split("-")[1]))) if found else None
-
-
-# --- what a folder holds is of one run -----------------------------------------------------------
-
-_MAY_CHANGE = (
-    "save_steps", "log_steps", "bases", "steps", "save_every", "plot", "held_out_steps",
-)  # fmt: skip
-_SHOWN = {"rows_per_update": "batch x accumulate x processes"}
-_AT_LEAST_ONE = (
-    "epochs", "batch", "accumulate", "limit", "max_tokens", "rank", "save_steps", "log_steps",
-    "steps", "held_out_steps", "rollouts", "minibatch", "new_tokens", "prompt_tokens", "window",
-    "save_every", "prompts", "draws", "tokens",
-)  # fmt: skip
-
-
-def refuse_below_one(args: Any) -> None:
-    """SystemExit for a count among the arguments, such as --batch, that is less than 1."""
-    for name in _AT_LEAST_ONE:
-        value = getattr(args, name, None)
-        if value is not None and value < 1:
-            option = f"--{name.replace('_', '-')}"
-            raise SystemExit(f"{option} is {value}: it has to be 1 or more")
-
-
-def weights_of(policy: str) -> str:
-    """What tells a policy from another in the same place: its adapter's sha256, or the base's
-    name."""
-    path = Path(policy) / "adapter_model.safetensors"
-    return sha256_of(path) if path.exists() else policy
-
-
-def claim(out: Path, args: Any) -> None:
-    """Write the arguments (a dataclass) into `out`/args.json; SystemExit if a run with other ones
-    is there.
-
-    A policy counts as its weights, so that one that was trained again is another. Rows may be
-    spread over steps and processes otherwise than before where an update sees as many of them.
-    """
-    refuse_below_one(args)
-    ours, may_change = asdict(args) | {"policy_weights": weights_of(args.policy)}, _MAY_CHANGE
-    if isinstance(args, TuningArgs):
-        ours["rows_per_update"] = rows_per_update(args)
-        may_change += ("batch", "accumulate")
-    make_folder(out)
-    if (plot := getattr(args, "plot", None)) is not None:
-        if plot.suffix not in (".svg", ".png"):  # now, not after hours of training
-            raise SystemExit(f"--plot is {plot}: its name has to end in .svg or .png")
-        make_folder(plot.parent)
-    remember(out / "args.json", ours, may_change, beside=str(out))
-
-
-def remember(
-    path: Path, ours: Mapping[str, Any], may_change: Collection[str] = (), *, beside: str
-) -> None:
-    """Write to `path` what decides the results `beside` it; SystemExit where it names others.
-
-    beside: a file or folder, for messages. Only the main process writes, whole or not at all.
-    """
-    ours = json.loads(json.dumps(ours, default=str))
-    if path.exists():
-        theirs = _read_object(path, beside)
-        other = [
-            f"{_SHOWN.get(name, name)} ({theirs.get(name)}, now {ours.get(name)})"
-            for name in sorted(ours.keys() | theirs.keys())
-            if name not in may_change and ours.get(name) != theirs.get(name)
-        ]
-        if other:
-            raise SystemExit(
-                f"{beside} is of a run with another {', '.join(other)}: resume it with the same "
-                "arguments, remove it, or choose another --out"
-            )
-    if int(os.environ.get("RANK", "0")) == 0:
-        write_json(path, ours)
-
-
-def _read_object(path: Path, beside: str) -> dict[str, Any]:
-    try:
-        found = json.loads(path.read_text(encoding="utf-8"))
-        if not isinstance(found, dict):
-            raise ValueError(f"a {type(found).__name__}, not an object")
-    except ValueError as error:
-        raise SystemExit(
-            f"{path} is damaged or half written ({error}), so nobody knows which arguments "
-            f"{beside} is of: remove {beside}, or choose another --out"
-        ) from error
-    return found
-
-
-def kept_rows(path: Path, size: int, total: int) -> list[Any]:
-    """The rows of a .jsonl that grows by batches of `size` up to `total` rows; none where there is
-    no file. What a kill cut short, half a line or part of a batch, is cut off the file too: batches
-    are made anew as wholes, since the place in one decides the randomness."""
-    if not path.exists():
-        return []
-    # Not splitlines(): answers may hold other ends of line than "\n" unescaped.
-    lines = path.read_bytes().split(b"\n")[:-1]
-    if len(lines) < total:
-        lines = lines[: len(lines) // size * size]
-    if (whole := sum(len(line) + 1 for line in lines)) < path.stat().st_size:
-        os.truncate(path, whole)
-    rows = []
-    for number, line in enumerate(lines, 1):
-        try:
-            rows.append(json.loads(line))
-        except ValueError as error:
-            raise SystemExit(f"{path}:{number}: not JSON: {error}: remove this file") from error
-    return rows
-
-
 # --- running -------------------------------------------------------------------------------------
 
 
@@ -350,10 +246,7 @@ def train(trainer: Any, out: Path) -> None:
             trainer.add_callback(Logged(curves))
         trainer.train(resume_from_checkpoint=checkpoint)
     if trainer.state.global_step < trainer.state.max_steps:
-        raise SystemExit(
-            f"stopped at step {trainer.state.global_step} of {trainer.state.max_steps}: "
-            "the same command goes on from there"
-        )
+        raise stop.stopped(f"step {trainer.state.global_step} of {trainer.state.max_steps}")
 
 
 def finish(
@@ -372,6 +265,7 @@ def finish(
     state = trainer.accelerator.get_state_dict(trainer.model)
     if not trainer.accelerator.is_main_process:
         return
+    refuse_not_finite({n: t for n, t in state.items() if "lora_" in n}, out)  # by the last update
     model.save_pretrained(out, selected_adapters=["default"], state_dict=state)
     (out / "README.md").unlink(missing_ok=True)  # peft's card is a form to be filled in
     draw((out,), args.plot or out / "curves.svg")

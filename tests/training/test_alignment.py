@@ -18,7 +18,7 @@ pytest.importorskip("trl")
 import tiny_policy  # noqa: E402
 import tiny_preferences  # noqa: E402
 
-from training import dpo, plots, sft, tuning  # noqa: E402
+from training import dpo, plots, resuming, sft, tuning  # noqa: E402
 from training.lm import load_policy  # noqa: E402
 from training.preferences import Preference  # noqa: E402
 
@@ -49,6 +49,10 @@ def common(root: Path, **changes: Any) -> dict[str, Any]:
 
 def sft_args(root: Path, out: Path, **changes: Any) -> sft.Args:
     return sft.Args(policy=str(root / "base"), out=out, rows=SFT_ROWS, **common(root, **changes))
+
+
+def claim(out: Path, args: sft.Args) -> None:
+    resuming.claim(out, args, rows_per_update=tuning.rows_per_update(args))
 
 
 @pytest.fixture(scope="module")
@@ -95,8 +99,9 @@ def test_sft_stopped_by_a_signal_resumes_to_the_same_curve(
     out = tmp_path / "sft"
     with monkeypatch.context() as patch:
         stop_at(5, patch)
-        with pytest.raises(SystemExit, match="stopped at step 5 of 16: the same command goes on"):
+        with pytest.raises(SystemExit, match="step 5 of 16: the same command goes on") as stop:
             sft.main(sft_args(root, out, epochs=2))
+    assert stop.value.code == 128 + signal.SIGTERM
     assert not (out / "summary.json").exists()
     with monkeypatch.context() as patch:
         choose = sft.choose
@@ -136,12 +141,12 @@ def test_going_on_with_other_rows_per_update_is_refused(
     root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     out = tmp_path / "sft"
-    tuning.claim(out, sft_args(root, out, batch=4))
+    claim(out, sft_args(root, out, batch=4))
     # As many rows, spread otherwise over steps and processes.
-    tuning.claim(out, sft_args(root, out, batch=2, accumulate=2))
+    claim(out, sft_args(root, out, batch=2, accumulate=2))
     with monkeypatch.context() as patch:
         patch.setenv("WORLD_SIZE", "4")
-        tuning.claim(out, sft_args(root, out, batch=1))
+        claim(out, sft_args(root, out, batch=1))
     for changes in ({"batch": 16}, {"accumulate": 2}):
         with pytest.raises(SystemExit, match=r"another batch x accumulate x processes \(4, now"):
             sft.main(sft_args(root, out, **changes))
@@ -155,10 +160,10 @@ def test_going_on_from_a_policy_that_was_trained_again_is_refused(
     (adapter / "adapter_model.safetensors").write_bytes(b"first")
     args = sft_args(root, tmp_path / "sft")
     args.policy = str(adapter)
-    tuning.claim(args.out, args)
+    claim(args.out, args)
     (adapter / "adapter_model.safetensors").write_bytes(b"second")
     with pytest.raises(SystemExit, match="another policy_weights"):
-        tuning.claim(args.out, args)
+        claim(args.out, args)
 
 
 @pytest.mark.parametrize("left", ["", '{"policy": "x', "[]"])
@@ -167,19 +172,19 @@ def test_arguments_that_are_half_written_are_an_error(
 ) -> None:
     (tmp_path / "args.json").write_text(left)
     with pytest.raises(SystemExit, match=r"args.json is damaged or half written"):
-        tuning.claim(tmp_path, sft_args(root, tmp_path))
+        claim(tmp_path, sft_args(root, tmp_path))
 
 
 def test_arguments_are_written_whole_by_the_main_process(
     root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("RANK", "1")
-    tuning.claim(tmp_path, sft_args(root, tmp_path))
+    claim(tmp_path, sft_args(root, tmp_path))
     assert not (tmp_path / "args.json").exists()
     monkeypatch.setenv("RANK", "0")
     replaced = []
-    monkeypatch.setattr(tuning, "write_json", lambda path, data: replaced.append((path, data)))
-    tuning.claim(tmp_path, sft_args(root, tmp_path))
+    monkeypatch.setattr(resuming, "write_json", lambda path, data: replaced.append((path, data)))
+    claim(tmp_path, sft_args(root, tmp_path))
     ((path, data),) = replaced  # write_json writes, then renames
     assert path == tmp_path / "args.json"
     assert data["rows_per_update"] == 4
@@ -216,7 +221,7 @@ def test_a_mistaken_argument_leaves_the_folder_free(root: Path, tmp_path: Path) 
         sft.main(sft_args(root, out, plot=Path("curve.doc")))
     with pytest.raises(SystemExit, match="file: no folder can be made here"):
         sft.main(sft_args(root, tmp_path / "file"))
-    tuning.claim(out, sft_args(root, out))
+    claim(out, sft_args(root, out))
 
 
 def test_nothing_that_fits_is_an_error(root: Path, tmp_path: Path) -> None:
@@ -296,6 +301,56 @@ def test_each_objective_prefers_by_its_own_label() -> None:
     assert [dpo.better_of(two_safe, o) for o in ("dual", "harmless")] == [0, None]
 
 
+ASKED = {  # (more_helpful, less_harmful, unsafe) of what may be known of two answers
+    "help alone": (0, None, (None, None)),
+    "help alone, unsafe": (0, None, (True, False)),
+    "help alone, both safe": (0, None, (False, False)),
+    "harm alone": (None, 1, (None, None)),
+    "harm alone, unsafe": (None, 1, (True, False)),
+    "harm alone, contradicted": (None, 0, (True, False)),
+    "both": (0, 1, (True, False)),
+    "neither": (None, None, (None, None)),
+}
+
+
+@pytest.mark.parametrize(
+    ("objective", "expected"),
+    [
+        ("helpful", [0, 0, 0, None, None, None, 0, None]),
+        ("harmless", [None, None, None, 1, 1, 0, 1, None]),
+        ("single", [None, None, 0, None, None, None, 1, None]),
+        ("dual", [None, 1, 0, None, 1, None, 1, None]),
+    ],
+)
+def test_an_objective_does_not_use_a_pair_that_only_answers_the_other_question(
+    objective: Any, expected: list[int | None]
+) -> None:
+    pairs = [
+        Preference("p", ("Do it.", "Leave it."), "s", helpful, harmless, unsafe=unsafe)
+        for helpful, harmless, unsafe in ASKED.values()
+    ]
+    assert [dpo.better_of(p, objective) for p in pairs] == expected
+
+
+@pytest.mark.parametrize(
+    ("objective", "expected"),
+    [
+        ("helpful", [0, 0, 0, None, None, None, 0, None]),
+        ("harmless", [None, None, None, 1, 1, 0, 1, None]),
+        ("single", [None, None, 0, 1, 1, None, 1, None]),
+        ("dual", [None, 1, 0, 1, 1, None, 1, None]),
+    ],
+)
+def test_an_own_pair_is_taken_at_its_word_unless_it_would_prefer_harm(
+    objective: Any, expected: list[int | None]
+) -> None:
+    pairs = [
+        Preference("p", ("Do it.", "Leave it."), "s", helpful, harmless, unsafe=unsafe)
+        for helpful, harmless, unsafe in ASKED.values()
+    ]
+    assert [dpo.by_word(p, objective) for p in pairs] == expected
+
+
 def test_dual_preferences_never_reject_a_refusal_for_a_safe_answer() -> None:
     p = Preference(
         "p",
@@ -310,7 +365,7 @@ def test_dual_preferences_never_reject_a_refusal_for_a_safe_answer() -> None:
 
 
 def test_on_policy_pairs_are_trained_on_beside_the_others(
-    root: Path, tuned: Path, tmp_path: Path
+    root: Path, tuned: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     from dataclasses import asdict, replace
 
@@ -322,7 +377,8 @@ def test_on_policy_pairs_are_trained_on_beside_the_others(
         more_helpful=0,  # not refusing is the aim here, and the only question that was asked
         unsafe=(False, False),
     )
-    rows = [asdict(p) for p in (harmful, everyday)]
+    useless = replace(everyday, unsafe=(None, None))  # more helpful, and nobody knows if safe
+    rows = [asdict(p) for p in (harmful, everyday, useless)]
     tiny_preferences.write_rows(tmp_path / "own.jsonl", rows)
     args = dpo_args(
         root, tuned, tmp_path / "dpo", pairs=7, help_pairs=0, extra=tmp_path / "own.jsonl"
@@ -330,6 +386,7 @@ def test_on_policy_pairs_are_trained_on_beside_the_others(
     dpo.main(args)
     rows = json.loads((tmp_path / "dpo" / "summary.json").read_text())["rows"]
     assert rows == {"annotated_pairs": 7, "on_policy": 2}
+    assert "dual: of 3 pairs 1 are left out since they do not say" in capsys.readouterr().err
 
 
 def test_dpo_does_not_go_on_with_the_pairs_of_other_data(
@@ -339,6 +396,17 @@ def test_dpo_does_not_go_on_with_the_pairs_of_other_data(
     monkeypatch.setattr(dpo, "choose", lambda *given: choose(*given)[::-1])
     with pytest.raises(SystemExit, match="is of a run with another data"):
         dpo.main(dpo_args(root, tuned, preferred))
+
+
+def test_a_run_that_does_not_say_which_rows_it_is_on_is_not_gone_on_with(
+    root: Path, tuned: Path, preferred: Path, tmp_path: Path
+) -> None:
+    """Earlier versions wrote no data.json."""
+    (preferred / "data.json").rename(tmp_path / "data.json")
+    with pytest.raises(SystemExit, match=r"dpo has no data.json.*nobody knows which rows"):
+        dpo.main(dpo_args(root, tuned, preferred))
+    assert not (preferred / "data.json").exists()
+    (tmp_path / "data.json").rename(preferred / "data.json")
 
 
 def test_pairs_that_a_kill_left_half_written_are_written_anew(tmp_path: Path) -> None:

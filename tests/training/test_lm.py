@@ -52,6 +52,14 @@ def adapter_of(base: Path, folder: Path) -> LanguageModel:
     return lm
 
 
+def test_an_adapter_that_went_astray_is_refused(base: Path, tmp_path: Path) -> None:
+    lm = new_adapter(load_policy(str(base)), rank=2)
+    next(p for p in lm.model.parameters() if p.requires_grad).data[0] = float("nan")
+    lm.model.save_pretrained(tmp_path)
+    with pytest.raises(SystemExit, match=r"lora_A.* is not finite: training went astray"):
+        load_policy(str(tmp_path))
+
+
 def test_a_base_that_cannot_be_had_says_how_to_get_it(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -256,7 +256,7 @@ def test_the_command_stops_at_a_signal_and_goes_on_from_there(args: Args) -> Non
                 process.send_signal(signal.SIGTERM)
                 break
         rest, errors = process.stdout.read(), process.stderr.read()
-    assert process.returncode == 1, errors
+    assert process.returncode == 128 + signal.SIGTERM, errors
     assert "the same command goes on from there" in errors
     assert "Traceback" not in errors
     done = 2 + rest.count("step ")

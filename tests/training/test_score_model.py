@@ -22,7 +22,8 @@ from scipy.stats import spearmanr  # noqa: E402
 from guardrail.score import OnnxScorer  # noqa: E402
 from training import score_export, score_model  # noqa: E402
 from training.data import read_jsonl  # noqa: E402
-from training.preferences import read_preferences  # noqa: E402
+from training.preferences import Preference, read_preferences  # noqa: E402
+from training.runs import ends_in_a_line  # noqa: E402
 from training.score_metrics import correlation, held_out, score_metrics  # noqa: E402
 from training.score_metrics import main as score_metrics_main  # noqa: E402
 
@@ -128,6 +129,56 @@ def test_an_interrupted_run_resumes_to_the_same_curve(
     score_model.main(broken)
     assert len(curves[0]) > 8
     assert curves[1] == pytest.approx(curves[0], abs=1e-5)
+
+
+def test_training_stopped_in_the_final_evaluation_is_kept_and_a_strange_checkpoint_is_not(
+    data: Path, tiny_base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = args(data, tiny_base, tmp_path, "cost", epochs=1)
+    with monkeypatch.context() as patch:
+        patch.setattr(score_model, "score_metrics", lambda *_: os.kill(os.getpid(), signal.SIGTERM))
+        with ends_in_a_line("it is kept"), pytest.raises(SystemExit) as stop:
+            score_model.main(run)
+    assert stop.value.code == 128 + signal.SIGTERM
+    path = tmp_path / "checkpoint.pt"
+    state = torch.load(path, weights_only=True)
+    model = dict(state["model"])
+    moved = {("head.weights" if k == "head.weight" else k): v for k, v in model.items()}
+    torch.save(state | {"model": moved}, path)
+    with pytest.raises(SystemExit, match=r"is not of this model: head.weight, head.weights \(2 in"):
+        score_model.main(run)
+    torch.save(state | {"model": model}, path)
+    monkeypatch.setattr(score_export, "export", lambda *_: None)
+    monkeypatch.setattr(score_model.Run, "step", lambda *_: pytest.fail("trained again"))
+    score_model.main(run)
+
+
+def test_pairs_that_only_answer_the_other_question_are_left_out_and_counted(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    asked = [
+        (0, None, (None, None)),
+        (0, None, (True, False)),
+        (None, 1, (None, None)),
+        (0, 1, (None, None)),
+    ]
+    pairs = [
+        Preference(f"p{n}", ("a", "b"), "s", helpful, harmless, unsafe=unsafe)
+        for n, (helpful, harmless, unsafe) in enumerate(asked)
+    ]
+    tiny_preferences.write_rows(tmp_path / "pairs.train.jsonl", map(asdict, pairs))
+    tiny_preferences.write_rows(tmp_path / "pairs.test.jsonl", map(asdict, pairs[:1]))
+    for split in ("train", "test"):
+        (tmp_path / f"demonstrations.{split}.jsonl").touch()
+    for kind, prompts, counts in (
+        ("reward", {"p0", "p1", "p3"}, "4 train pairs 3 say which answer helps more, 0 only"),
+        ("cost", {"p1", "p2", "p3"}, "4 train pairs 2 say which answer harms less, 1 only whether"),
+    ):
+        run = score_model.Args(kind=kind, data=tmp_path)
+        assert {p.prompt for p in score_model.choose(run, "train")} == prompts
+        assert counts in capsys.readouterr().err
+    with pytest.raises(SystemExit, match="no test pairs for a cost: of 1 test pairs 0 say which"):
+        score_model.choose(run, "test")
 
 
 def test_no_held_out_pairs_is_told_before_training_and_no_model_is_lost(
