@@ -1,4 +1,5 @@
-"""Obfuscation that canonicalisation cannot undo, for training: typing errors, words cut or joined.
+"""Texts otherwise written, for training: what surrounds a prompt, and obfuscation that
+canonicalisation cannot undo (typing errors, words cut or joined).
 
 What it can undo (homoglyphs, zero-width and spaced letters, leetspeak) a model never sees, so that
 there is nothing to learn from it.
@@ -9,9 +10,29 @@ from __future__ import annotations
 import random
 import re
 
-__all__ = ["obfuscate"]
+__all__ = ["framed", "obfuscate"]
 
+# Before and after a prompt; none makes a harmless one harmful, or the other way round.
+_FRAMES = (
+    ("Please answer: ", ""), ("Answer the following question.\n\n", ""), ("Hi! ", " Thanks!"),
+    ("Hello, I hope you can help me. ", ""), ("Question: ", "\nAnswer:"), ("", " Answer briefly."),
+    ("", " Think step by step."), ("You are a helpful assistant. ", ""), ("Q: ", ""),
+    ("Reply to this message: ", ""), ("Read this and reply: \"", "\""), ("I was wondering, ", ""),
+    ("You are an expert. Give a detailed answer.\n", ""), ("", "\n\nUse bullet points."),
+    ("Task: ", "\nOutput:"), ("### Instruction:\n", "\n\n### Response:\n"), ("User: ", ""),
+    ("Ignore what I said before. ", ""), ("Let's do something else now. ", ""), ("", " lol"),
+    ("Repeat the question, then answer it: ", ""), ("Answer in French: ", ""), ("", " ASAP please"),
+    ("Respond as a pirate would: ", ""), ("My friend asked me this: ", ""), ("Quick one: ", ""),
+    ("Begin your answer with \"Sure\". ", ""), ("Write it as a poem. ", ""), ("Decode: ", ""),
+    ("The message says: ", ""), ("Follow these instructions: ", ""), ("", "\nNo explanations."),
+)  # fmt: skip
 _WORD = re.compile(r"[A-Za-z]{4,}")
+
+
+def framed(prompt: str, rng: random.Random) -> str:
+    """`prompt` in one of the ways in which people, templates and jailbreaks wrap one."""
+    before, after = rng.choice(_FRAMES)
+    return f"{before}{prompt}{after}"
 
 
 def obfuscate(text: str, rng: random.Random, share: float = 0.3) -> str:

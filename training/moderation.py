@@ -29,7 +29,7 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from guardrail.encoding import Encoder, EncoderConfig
 from guardrail.errors import GuardrailError
-from training.augment import obfuscate
+from training.augment import framed, obfuscate
 from training.balance import balanced
 from training.bases import MINILM
 from training.batching import Encoded, batches, encode, predict, tensors
@@ -86,6 +86,8 @@ class Args(Objective):
     """Share of harmless answers cut short, since streams are judged on prefixes."""
     obfuscate: float = 0.0
     """Share of the texts that are seen with typing errors and the like (`training.augment`)."""
+    framed: float = 0.0
+    """Share of the prompts that are seen in a frame, such as "Please answer: "."""
     contrast: int = 0
     """How often the prompts of `training.contrast` are seen per epoch."""
     average: float = 0.0
@@ -322,8 +324,14 @@ def choose(examples: Sequence[Example], args: Args) -> list[Example]:
         times = [n for prefix, n in args.repeat.items() if example.source.startswith(prefix)]
         chosen += [example] * max(times, default=1)
     chosen += _contrast() * args.contrast
-    return [
+    chosen = [
         _obfuscated(e, rng) if rng.random() < args.obfuscate else e for e in chosen[: args.limit]
+    ]
+    return [
+        replace(e, prompt=framed(e.prompt, rng))
+        if e.response is None and rng.random() < args.framed
+        else e
+        for e in chosen
     ]
 
 

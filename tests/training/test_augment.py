@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 pytest.importorskip("torch")
 
-from training.augment import obfuscate
+from training.augment import framed, obfuscate
 from training.contrast import prompts
 from training.data import normalise
 
@@ -32,6 +32,13 @@ def test_obfuscation_disturbs_a_share_of_the_words() -> None:
     assert all(other != text for other in disturbed)
     whole = [sum(a == b for a, b in zip(text.split(), d.split(), strict=False)) for d in disturbed]
     assert max(whole) > 40  # most words stand
+
+
+@given(st.text(), st.integers(0, 2**31))
+def test_a_frame_is_fixed_by_its_seed_and_keeps_the_prompt_whole(prompt: str, seed: int) -> None:
+    once = framed(prompt, random.Random(seed))
+    assert once == framed(prompt, random.Random(seed)) != prompt
+    assert prompt in once
 
 
 def test_contrast_has_harmless_and_harmful_endings_of_the_same_words() -> None:

@@ -105,7 +105,7 @@ def test_every_term_of_the_loss_trains_and_the_average_of_the_weights_is_the_res
         base=str(tiny_base), data=tiny_data, out=tmp_path / "all", epochs=4, learning_rate=3e-3,
         head_learning_rate=1e-2, tokens_per_batch=300, max_tokens=48, prompt_tokens=12, overlap=8,
         bf16=False, focal=1.0, absent=2.0, r_drop=0.5, ranking=0.3, in_prompt=0.3, average=0.9,
-        balance=0.5, quantization_aware=True,
+        balance=0.5, framed=0.3, quantization_aware=True,
     )  # fmt: skip
     main(args)
     last = json.loads((args.out / "summary.json").read_text())["history"][-1]
@@ -250,6 +250,17 @@ def test_hard_negatives_are_repeated_and_answers_thinned_out() -> None:
     assert 25 <= sum(e.response is not None for e in chosen) <= 75
     assert all(e.unsafe is not None for e in chosen)
     assert choose(examples, args) == chosen
+
+
+def test_a_share_of_the_prompts_is_framed_and_no_answer() -> None:
+    examples = [
+        *(Example(f"prompt {n}", None, "annotated/x", unsafe=False) for n in range(200)),
+        *(Example(f"prompt {n}", "r", "annotated/x", unsafe=True) for n in range(200)),
+    ]
+    chosen = choose(examples, Args(framed=0.25))
+    framed = [now.prompt != was.prompt for was, now in zip(examples, chosen, strict=True)]
+    assert 25 <= sum(framed[:200]) <= 75
+    assert not any(framed[200:])
 
 
 def test_training_can_go_on_from_an_earlier_model(
