@@ -57,6 +57,8 @@ class Source:
 def open_source(name: str) -> Source:
     """Find the files that `name` stands for; downloads those of the Hub. Raises ScanUsageError,
     ScanError, MissingExtra."""
+    if re.match("(?!hf:)[a-z0-9]{2,}://", name):
+        raise ScanUsageError(f"{name}: an address, and no file: download it, and scan that")
     if not name.startswith("hf:"):
         path = Path(name)
         return Source(name, _in_folder(path, None, None) if path.is_dir() else [_file(path)])
@@ -70,9 +72,12 @@ def open_source(name: str) -> Source:
 def open_format(source: Source, output: Path, fields: Fields) -> Format:
     """The format of the files. Raises ScanUsageError where they have several, or the output's name
     says another; MissingExtra."""
-    for name in (fields.prompt, *fields.responses):
+    names = (fields.prompt, *fields.responses)
+    for name in names:
         if name in OWN:
             raise ScanUsageError(f"{source.name}: {name!r} is a scan's own name: rename the field")
+        if names.count(name) > 1:
+            raise ScanUsageError(f"{source.name}: the field {name!r} is named twice: name it once")
     kinds = {_kind(path) or _refuse(path) for path in source.files}
     if len(kinds) > 1:
         raise ScanUsageError(f"{source.name}: has files of several formats: scan them one by one")

@@ -164,6 +164,8 @@ class Csv(_Text):
         for path in files[1:]:
             if self._header(path) != self._columns:
                 raise ScanUsageError(f"{path}: has other columns than {files[0]}")
+        if len(self._columns) == 1 and fields.prompt != self._columns[0]:
+            _check_commas(files[0], self._columns[0])
         check_columns(files[0], fields, self._columns)
         self.fields = fields.resolve(self._columns)
         self._written = self._columns + [c for c in OWN if c not in self._columns]
@@ -216,6 +218,14 @@ class Csv(_Text):
         buffer = io.StringIO()
         csv.writer(buffer).writerow(cells)
         return buffer.getvalue().encode("utf-8")
+
+
+def _check_commas(path: Path, header: str) -> None:
+    for mark in (";", "\t", "|"):
+        if mark in header:
+            raise ScanUsageError(
+                f"{path}: its first line is parted by {mark!r}, not commas: save it with commas"
+            )
 
 
 class _Unclosed(list[str]):

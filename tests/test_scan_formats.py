@@ -102,6 +102,8 @@ def test_a_file_cut_short_is_an_error_and_not_a_short_output(tmp_path: Path) -> 
         ),
         ("in.jsonl", '1\n{"q": 1}\n', "out.jsonl", r"no row has a field 'prompt' \(there are q\)"),
         ("in.csv", "prompt,prompt\n", "out.csv", "one name"),
+        ("in.csv", "prompt;response\n", "out.csv", "parted by ';', not commas: save it with"),
+        ("in.csv", "prompt\tresponse\n", "out.csv", r"parted by '\\t', not commas: save it"),
         ("in.jsonl", "{}", ".", "is a folder"),
         ("in.jsonl", "{}", "", "is a folder"),
         ("in.jsonl", "{}", "nowhere/out.jsonl", "no such folder"),
@@ -248,3 +250,10 @@ def test_xz_is_read(tmp_path: Path) -> None:
     (tmp_path / "in.jsonl.xz").write_bytes(lzma.compress(b'{"prompt": "a bomb"}\n'))
     scan(tmp_path / "in.jsonl.xz", tmp_path / "out.jsonl.gz")
     assert read_rows(tmp_path / "out.jsonl.gz")[0]["guardrail"]["action"] == "refuse"
+
+
+@pytest.mark.parametrize("names", [("prompt", "prompt"), ("q", "a", "a")])
+def test_a_field_that_is_named_twice_is_told(names: tuple[str, ...], tmp_path: Path) -> None:
+    source = write_rows(tmp_path / "in.jsonl", [{"prompt": "hi", "q": "hi", "a": "a bomb"}])
+    with pytest.raises(ScanUsageError, match=f"the field '{names[-1]}' is named twice"):
+        Scan(source, tmp_path / "out.jsonl", fields=Fields(names[0], names[1:]))

@@ -210,3 +210,8 @@ def test_a_retry_of_the_hub_is_a_line_that_names_the_data_set(
         "another word",
         "Retrying in 1s [Retry 1/5].",
     ]
+
+
+def test_an_address_of_a_file_is_told_to_be_downloaded() -> None:
+    with pytest.raises(ScanUsageError, match=r"https://a.b/c.jsonl: an address, and no file"):
+        open_source("https://a.b/c.jsonl")
