@@ -169,17 +169,23 @@ def open_key(source: bytes | Path | None, names: Names, *, create: bool = False)
     path = source or names.key
     if create and source is None and not path.exists():
         if names.head.exists() or names.log.exists() or names.full():
-            raise AuditError(f"{path} is missing: put the log's key back there, or give it by path")
+            raise _no_key(path)
         replace(path, secrets.token_hex(32).encode() + b"\n")
     try:
         return Key.of(bytes.fromhex(path.read_text(encoding="ascii").strip()))
     except OSError as error:
+        if source is None and isinstance(error, FileNotFoundError):
+            raise _no_key(path) from None
         raise unreadable(path, error) from error
     except ValueError:
         raise AuditError(
             f"{path}: not an audit key, which is at least 32 hexadecimal digits: "
             "`openssl rand -hex 32` makes one"
         ) from None
+
+
+def _no_key(path: Path) -> AuditError:
+    return AuditError(f"{path} is missing: put the log's key back there, or give it by path")
 
 
 @contextmanager

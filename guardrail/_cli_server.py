@@ -198,6 +198,11 @@ def _append(path: Path, entry: str) -> None:
     except (OSError, UnicodeDecodeError) as error:
         raise UsageError(f"{path}: cannot be read: {error}") from None
     text = f"{old.rstrip()}\n\n{entry}" if old.strip() else entry
+    if _is_toml(old) and not _is_toml(text):
+        raise UsageError(
+            f"{path}: has 'keys' in another form than [[keys]] tables: write them so, or leave "
+            "'keys' out where it is empty"
+        )
     handle, temporary = tempfile.mkstemp(dir=path.resolve().parent, suffix=path.suffix)
     try:
         with os.fdopen(handle, "w", encoding="utf-8") as file:
@@ -210,3 +215,13 @@ def _append(path: Path, entry: str) -> None:
         raise UsageError(str(error).replace(temporary, str(path))) from None
     finally:
         Path(temporary).unlink(missing_ok=True)
+
+
+def _is_toml(text: str) -> bool:
+    from guardrail._toml import read_toml
+
+    try:
+        read_toml(text)
+    except ValueError:
+        return False
+    return True

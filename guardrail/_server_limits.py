@@ -94,6 +94,8 @@ async def read_json(request: Request, most: int, seconds: float) -> dict[str, An
     except (ValueError, RecursionError) as error:
         named = isinstance(error, json.JSONDecodeError | _NoNumberError)
         what = str(error) if named else type(error).__name__
+        if isinstance(error, UnicodeDecodeError):
+            what = "it is not UTF-8, or compressed, which this server does not read"
         raise ApiError(400, f"the body is not valid JSON: {what}", code="invalid_json") from None
     if not isinstance(data, dict):
         raise ApiError(400, "the body must be a JSON object", code="invalid_json")

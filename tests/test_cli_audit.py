@@ -79,6 +79,10 @@ def test_verify_names_the_line_that_was_edited(busy: Path) -> None:
     [
         (["verify", "{}/nothing"], "nothing: no such audit log"),
         (["verify", "{}/audit.jsonl", "--key", "{}/nothing"], "nothing: cannot be read"),
+        (
+            ["verify", "{}/audit.jsonl.key"],
+            "audit.jsonl.key.key is missing: put the log's key back there",
+        ),
         (["verify", "."], ".: is a folder: name a file in it"),
         (["verify", "{}"], "is a folder: name a file in it"),
         (["show", "."], ".: is a folder: name a file in it"),

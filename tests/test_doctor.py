@@ -205,7 +205,7 @@ def test_a_folder_that_takes_no_files_is_found_though_its_rights_allow_it() -> N
     [
         ("head gone", "failure", "its head is missing"),
         ("head edited", "failure", "the head was edited"),
-        ("key gone", "failure", "audit.jsonl.key: cannot be read"),
+        ("key gone", "failure", "audit.jsonl.key is missing: put the log's key back"),
         ("key open", "warning", "is open to others"),
     ],
 )

@@ -100,6 +100,16 @@ def test_keys_made_at_the_same_time_are_all_kept(tmp_path: Path) -> None:
     assert [file.name for file in tmp_path.iterdir()] == ["guardrail.toml"]
 
 
+@pytest.mark.parametrize("text", ["keys = []\n", "keys = 5\n", "[keys]\nname = 'a'\n"])
+def test_keys_in_another_form_than_tables_are_told(tmp_path: Path, text: str) -> None:
+    path = tmp_path / "guardrail.toml"
+    path.write_text(text)
+    done = keys_new("--config", str(path))
+    assert (done.exit_code, done.stdout) == (2, "")
+    assert "has 'keys' in another form than [[keys]] tables" in done.stderr
+    assert path.read_text() == text
+
+
 def test_a_new_file_with_keys_is_for_its_owner_alone(tmp_path: Path) -> None:
     path = tmp_path / "guardrail.toml"
     assert keys_new("--config", str(path)).exit_code == 0

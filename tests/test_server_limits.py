@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import gzip
 import socket
 import threading
 import time
@@ -30,6 +31,13 @@ def small() -> Iterator[Running]:
 def test_a_body_of_the_right_size_is_taken(small: Running) -> None:
     answer = httpx.post(f"{small.url}/moderations", json={"input": "x" * 1900}, timeout=30)
     assert answer.status_code == 200
+
+
+@pytest.mark.parametrize("body", [gzip.compress(b'{"input": "hi"}'), b'{"input": "caf\xe9"}'])
+def test_a_body_that_is_compressed_or_not_utf8_is_told(small: Running, body: bytes) -> None:
+    answer = httpx.post(f"{small.url}/moderations", content=body, timeout=30)
+    assert (answer.status_code, answer.json()["error"]["code"]) == (400, "invalid_json")
+    assert "it is not UTF-8, or compressed" in answer.json()["error"]["message"]
 
 
 @pytest.mark.parametrize("chunked", [False, True])
