@@ -43,6 +43,7 @@ from training.preferences import (
     refuses,
 )
 from training.resuming import claim, refuse_below_one, remember_rows
+from training.rollout import answer_logprobs, given
 from training.runs import ends_in_a_line
 from training.tuning import (
     TuningArgs,
@@ -205,22 +206,9 @@ def dataset_of(rows: Sequence[dict[str, Any]], folder: Path) -> Dataset:
 @torch.inference_mode()
 def log_probabilities(lm: LanguageModel, pairs: Sequence[tuple[str, str]], size: int = 8) -> Tensor:
     """Log-probability of each answer to its prompt, summed over its tokens: (len(pairs),)."""
-    found = []
     device = next(lm.model.parameters()).device
-    for first in range(0, len(pairs), size):
-        part = pairs[first : first + size]
-        prompts = [encode_prompt(lm.tokenizer, prompt) for prompt, _ in part]
-        texts = [
-            torch.tensor([*ids, *encode_answer(lm.tokenizer, answer)])
-            for ids, (_, answer) in zip(prompts, part, strict=True)
-        ]
-        ids = torch.nn.utils.rnn.pad_sequence(texts, batch_first=True).to(device)
-        # Padding is on the right, where causal attention of the texts does not reach.
-        logits = lm.model(input_ids=ids, use_cache=False).logits[:, :-1].float()
-        chosen = logits.log_softmax(-1).gather(-1, ids[:, 1:, None]).squeeze(-1)
-        for row, start, text in zip(chosen, map(len, prompts), texts, strict=True):
-            found.append(row[start - 1 : len(text) - 1].sum().cpu())
-    return torch.stack(found)
+    parts = [given(lm.tokenizer, pairs[i : i + size]) for i in range(0, len(pairs), size)]
+    return torch.cat([answer_logprobs(lm.model, p.to(device))[0].sum(dim=1).cpu() for p in parts])
 
 
 def measure(

@@ -28,9 +28,8 @@ from training.on_policy import REPEATING, whole_sentences
 from training.preference_rows import Demonstration
 from training.preferences import read_demonstrations, write_rows
 from training.resuming import claim, kept_rows
-from training.rollout import sample, texts
+from training.rollout import greedy, sample, texts
 from training.runs import ends_in_a_line
-from training.suppression_answers import greedy
 from training.suppression_report import refuses, repetition
 
 _MARK = "Hello"  # any text that a chat template leaves as it is
@@ -89,7 +88,7 @@ def draw_turns(args: Args, lm: LanguageModel, count: int) -> list[Turn]:
     answers: dict[str, str] = {}
     if asked:
         ids = [encode_prompt(lm.tokenizer, prompt) for prompt in asked]
-        replies = texts(lm.tokenizer, greedy(lm, ids, args.new_tokens))
+        replies = texts(lm.tokenizer, greedy(lm.model, lm.tokenizer, ids, args.new_tokens))
         answers = dict(zip(asked, replies, strict=True))
     return [Turn(prompt, answers.get(prompt, "")) for prompt in prompts]
 

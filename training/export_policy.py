@@ -20,14 +20,14 @@ from typing import Any
 import numpy as np
 import onnx
 import onnxruntime
-import torch
 import tyro
 from numpy.typing import NDArray
 
 from guardrail._files import sha256_of
 from guardrail.local import ChatEncoder, ChatFormat, OnnxChat, PolicyManifest
 from training.llama_onnx import LlamaShape, Precision, build
-from training.lm import BASES_FOLDER, LanguageModel, encode_prompt, load_policy
+from training.lm import BASES_FOLDER, LanguageModel, encode_prompt, load_policy, stop_tokens
+from training.rollout import greedy
 from training.runs import ends_in_a_line, make_folder
 
 PROMPTS = (
@@ -73,40 +73,16 @@ def main(args: Args) -> None:
             f"{args.policy}: no such folder: train an adapter first (python -m training.sft, "
             "python -m training.dpo), and name its folder with --policy"
         )
-    torch.manual_seed(0)
     _say(f"opening {args.policy}")
     lm = load_policy(args.policy, args.bases, merged=True)
-    model = lm.model
-    model.eval()
+    lm.model.eval()
     make_folder(args.out)
     (args.out / "manifest.json").unlink(missing_ok=True)
     lm.tokenizer.backend_tokenizer.save(str(args.out / "tokenizer.json"))
     chat = chat_format(lm.tokenizer, args.out / "tokenizer.json")
-    prompts = [encode_prompt(lm.tokenizer, prompt) for prompt in PROMPTS]
-    stop = stop_tokens(lm, model)
-    _say(f"torch answers {len(prompts)} prompts")
-    answers = torch_answers(model, prompts, stop, args.tokens)
-    shape = shape_of(model, lm.base)
-    weights = {name: tensor.float().numpy() for name, tensor in model.state_dict().items()}
-
-    _say("checking the graph in fp32")
-    graph = agreement(_bytes(build(weights, shape, "fp32"), lm.base), shape, prompts, answers)
-    if graph[0] < 1:
-        raise SystemExit(f"{lm.base}: the graph gives {graph[0]:.2%} of torch's tokens, not all")
-    _say(f"writing {args.precision}")
-    written = _bytes(build(weights, shape, args.precision), lm.base)
-    found, same = agreement(written, shape, prompts, answers)
+    shape = shape_of(lm.model, lm.base)
+    written, metrics = checked(args, lm, shape)
     (args.out / "model.onnx").write_bytes(written)
-    metrics = {
-        "prompts": len(prompts),
-        "tokens": sum(map(len, answers)),
-        "graph_agreement": graph[0],
-        "agreement": round(found, 4),
-        "same_answers": same,
-    }
-    print(f"{args.precision} gives {found:.1%} of torch's tokens; {same} answers are the same")
-    if found < args.agreement:
-        raise SystemExit(f"{args.out}: {found:.3f} < {args.agreement}: the model is not usable")
     PolicyManifest(
         id=f"policy-{Path(args.policy).name.lower()}",
         base=lm.base,
@@ -116,12 +92,38 @@ def main(args: Args) -> None:
         created=datetime.now(UTC).strftime("%Y-%m-%d"),
         precision=args.precision,
         chat=asdict(chat),
-        stop=stop,
-        context=model.config.max_position_embeddings,
+        stop=stop_tokens(lm.tokenizer, lm.model),
+        context=lm.model.config.max_position_embeddings,
         cache={"layers": shape.layers, "kv_heads": shape.kv_heads, "head": shape.head},
         metrics=metrics,
     ).write(args.out)
     _show(args.out)
+
+
+def checked(args: Args, lm: LanguageModel, shape: LlamaShape) -> tuple[bytes, dict[str, Any]]:
+    """The ONNX file, and how far it agrees with torch. SystemExit where a gate is not passed."""
+    prompts = [encode_prompt(lm.tokenizer, prompt) for prompt in PROMPTS]
+    _say(f"torch answers {len(prompts)} prompts")
+    made = greedy(lm.model, lm.tokenizer, prompts, args.tokens)
+    answers = [row[mask.bool()].tolist() for row, mask in zip(made.answers, made.mask, strict=True)]
+    weights = {name: tensor.float().numpy() for name, tensor in lm.model.state_dict().items()}
+    _say("checking the graph in fp32")
+    graph, _ = agreement(_bytes(build(weights, shape, "fp32"), lm.base), shape, prompts, answers)
+    if graph < 1:
+        raise SystemExit(f"{lm.base}: the graph gives {graph:.2%} of torch's tokens, not all")
+    _say(f"checking {args.precision}")
+    written = _bytes(build(weights, shape, args.precision), lm.base)
+    found, same = agreement(written, shape, prompts, answers)
+    print(f"{args.precision} gives {found:.1%} of torch's tokens; {same} answers are the same")
+    if found < args.agreement:
+        raise SystemExit(f"{args.out}: {found:.3f} < {args.agreement}: the model is not usable")
+    return written, {
+        "prompts": len(prompts),
+        "tokens": sum(map(len, answers)),
+        "graph_agreement": graph,
+        "agreement": round(found, 4),
+        "same_answers": same,
+    }
 
 
 def _say(what: str) -> None:
@@ -150,13 +152,6 @@ def adapter_of(lm: LanguageModel) -> str | None:
     if lm.adapter is None:
         return None
     return f"{lm.adapter.name}@sha256:{sha256_of(lm.adapter / 'adapter_model.safetensors')}"
-
-
-def stop_tokens(lm: LanguageModel, model: Any) -> list[int]:
-    """What ends an answer: the tokenizer's end of turn, and the model's own ends."""
-    ends = model.generation_config.eos_token_id
-    own = ends if isinstance(ends, list) else [ends]
-    return sorted({lm.tokenizer.eos_token_id, *(end for end in own if end is not None)})
 
 
 def shape_of(model: Any, base: str) -> LlamaShape:
@@ -224,32 +219,6 @@ def chat_format(tokenizer: Any, file: Path) -> ChatFormat:
 
 
 # --- the same tokens ----------------------------------------------------------------------------
-
-
-def torch_answers(
-    model: Any, prompts: Sequence[Sequence[int]], stop: Sequence[int], tokens: int
-) -> list[list[int]]:
-    """Greedy answers by torch, each up to and with its stop token, or `tokens` long."""
-    width = max(map(len, prompts))
-    ids = torch.full((len(prompts), width), stop[0])
-    mask = torch.zeros_like(ids)
-    for row, prompt in enumerate(prompts):
-        ids[row, width - len(prompt) :] = torch.tensor(prompt)
-        mask[row, width - len(prompt) :] = 1
-    with torch.inference_mode():
-        made = model.generate(
-            input_ids=ids,
-            attention_mask=mask,
-            do_sample=False,
-            max_new_tokens=tokens,
-            eos_token_id=list(stop),
-            pad_token_id=stop[0],
-        )
-    answers = []
-    for row in made[:, width:].tolist():
-        ends = [i for i, token in enumerate(row) if token in stop]
-        answers.append(row[: ends[0] + 1] if ends else row)
-    return answers
 
 
 def agreement(

@@ -34,6 +34,7 @@ __all__ = [
     "messages",
     "new_adapter",
     "refuse_not_finite",
+    "stop_tokens",
     "tokenizer_fingerprint",
 ]
 
@@ -187,6 +188,13 @@ def check_fit(tokenizer: PreTrainedTokenizerBase, config: Any, name: str) -> Non
             f"{name}: the tokenizer ends a turn with {tokenizer.eos_token_id}, the model with "
             f"{ends}: the tokenizer does not match the model"
         )
+
+
+def stop_tokens(tokenizer: PreTrainedTokenizerBase, model: Any) -> list[int]:
+    """What ends an answer: the tokenizer's end of turn, and the model's own ends."""
+    ends = model.generation_config.eos_token_id
+    own = ends if isinstance(ends, list) else [ends]
+    return sorted({tokenizer.eos_token_id, *(end for end in own if end is not None)})
 
 
 def tokenizer_fingerprint(tokenizer: PreTrainedTokenizerBase) -> str:

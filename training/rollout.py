@@ -24,6 +24,7 @@ from training.lm import (
     encode_prompt,
     load_policy,
     new_adapter,
+    stop_tokens,
 )
 from training.preference_rows import kinds_of_prompts
 from training.preferences import read_demonstrations, read_preferences
@@ -67,8 +68,8 @@ def pad_left(rows: Sequence[Sequence[int]], pad_id: int) -> tuple[Tensor, Tensor
     return ids, mask
 
 
-def given(tokenizer: Any, pairs: Sequence[tuple[str, str]], length: int) -> Sequences:
-    """(prompt, answer) texts as sequences, answers cut at `length` tokens."""
+def given(tokenizer: Any, pairs: Sequence[tuple[str, str]], length: int | None = None) -> Sequences:
+    """(prompt, answer) texts as sequences, answers cut at `length` tokens, if one is given."""
     prompts, prompt_mask = pad_left(
         [encode_prompt(tokenizer, prompt) for prompt, _ in pairs], tokenizer.pad_token_id
     )
@@ -77,7 +78,6 @@ def given(tokenizer: Any, pairs: Sequence[tuple[str, str]], length: int) -> Sequ
     return Sequences(prompts, prompt_mask, flipped.flip(1), mask.flip(1).float())
 
 
-@torch.no_grad()
 def sample(
     model: Any,
     tokenizer: Any,
@@ -87,20 +87,33 @@ def sample(
 ) -> Sequences:
     """An answer of at most `tokens` tokens to each prompt (ids), drawn from the model itself,
     nothing cut off; at another temperature than 1 the draws are not the policy's own."""
+    how = {"do_sample": True, "temperature": temperature, "top_k": 0, "top_p": 1.0}
+    return _generated(model, tokenizer, prompts, tokens, how)
+
+
+def greedy(model: Any, tokenizer: Any, prompts: Sequence[Sequence[int]], tokens: int) -> Sequences:
+    """The likeliest answer, token by token, to each prompt (ids)."""
+    return _generated(model, tokenizer, prompts, tokens, {"do_sample": False})
+
+
+@torch.no_grad()
+def _generated(
+    model: Any,
+    tokenizer: Any,
+    prompts: Sequence[Sequence[int]],
+    tokens: int,
+    how: dict[str, Any],
+) -> Sequences:
     ids, prompt_mask = (t.to(model.device) for t in pad_left(prompts, tokenizer.pad_token_id))
-    ends = model.generation_config.eos_token_id
-    ends = tokenizer.eos_token_id if ends is None else ends
+    ends = stop_tokens(tokenizer, model)
     out = model.generate(
         input_ids=ids,
         attention_mask=prompt_mask,
-        do_sample=True,
-        temperature=temperature,
-        top_k=0,
-        top_p=1.0,
-        repetition_penalty=1.0,
+        repetition_penalty=1.0,  # a base's own would make others of the answers
         max_new_tokens=tokens,
         eos_token_id=ends,
         pad_token_id=tokenizer.pad_token_id,
+        **how,
     )
     answers = out[:, ids.shape[1] :]
     ended = torch.isin(answers, torch.tensor(ends, device=answers.device)).long()

@@ -26,17 +26,16 @@ from typing import Any
 import numpy as np
 import torch
 import tyro
-from torch.nn import functional
 
 from guardrail import Guard
 from guardrail._files import write_json
 from guardrail.verdict import Pair
 from training.batching import encode, predict
 from training.data import Example, normalise, read_examples
-from training.lm import LanguageModel, encode_answer, encode_prompt, load_policy
+from training.lm import LanguageModel, load_policy
 from training.model import ModerationModel, encoder_of
 from training.resuming import refuse_below_one
-from training.rollout import pad_left
+from training.rollout import answer_logprobs, given
 from training.runs import ends_in_a_line
 from training.scorers import Scorer, open_scorer, refuse_wrong_sign
 from training.suppression_answers import AnswerArgs, answer_all, answers_file, policies_of
@@ -105,16 +104,11 @@ def perplexities(
     order.sort(key=lambda i: len(prompts[i]) + len(answers[i]))
     for first in range(0, len(order), batch):
         part = order[first : first + batch]
-        heads = [encode_prompt(lm.tokenizer, prompts[i]) for i in part]
-        tails = [encode_answer(lm.tokenizer, answers[i])[:-1] for i in part]  # without its end
-        rows = [head + tail for head, tail in zip(heads, tails, strict=True)]
-        ids, mask = pad_left(rows, lm.tokenizer.pad_token_id)
-        positions = (mask.cumsum(1) - 1).clamp(min=0)
-        logits = lm.model(input_ids=ids, attention_mask=mask, position_ids=positions).logits
-        for row, (i, tail) in enumerate(zip(part, tails, strict=True)):
-            size = len(tail)
-            own = logits[row, -size - 1 : -1].float()
-            found[i] = math.exp(functional.cross_entropy(own, torch.tensor(tail)).item())
+        pairs = given(lm.tokenizer, [(prompts[i], answers[i]) for i in part])
+        logprobs, _ = answer_logprobs(lm.model, pairs)
+        for i, row, size in zip(part, logprobs, pairs.mask.sum(dim=1).int().tolist(), strict=True):
+            # Without its end: where it was cut short it has none. A text of no token is surprising.
+            found[i] = math.exp(-row[: size - 1].mean().item()) if size > 1 else math.inf
     return found
 
 

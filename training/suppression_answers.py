@@ -25,10 +25,9 @@ from guardrail.local import OnnxChat, read_policy_manifest
 from guardrail.score import BestOf
 from guardrail.verdict import Pair
 from training.bases import SMOLLM2
-from training.export_policy import stop_tokens
-from training.lm import BASES_FOLDER, LanguageModel, encode_prompt, load_policy, messages
+from training.lm import BASES_FOLDER, encode_prompt, load_policy, messages
 from training.resuming import kept_rows, remember, weights_of
-from training.rollout import Sequences, pad_left, sample, texts
+from training.rollout import greedy, sample, texts
 from training.suppression_report import Prompt
 
 _TEMPERATURE = 0.8  # of the draws that the best is chosen from
@@ -223,7 +222,7 @@ def torch_draw(args: AnswerArgs, policy: Policy) -> Draw:
         rows = [prompt for prompt in prompts for _ in range(policy.draws)]
         ids = [encode_prompt(lm.tokenizer, prompt) for prompt in rows]
         if policy.draws == 1:
-            made = greedy(lm, ids, args.tokens)
+            made = greedy(lm.model, lm.tokenizer, ids, args.tokens)
         else:
             made = sample(lm.model, lm.tokenizer, ids, args.tokens, _TEMPERATURE)
         said, lengths = texts(lm.tokenizer, made), made.mask.sum(dim=1).int().tolist()
@@ -255,25 +254,6 @@ def onnx_draw(args: AnswerArgs, policy: Policy) -> Draw:
         return [one(prompt, first * policy.draws + i) for i, prompt in enumerate(rows)]
 
     return draw
-
-
-@torch.inference_mode()
-def greedy(lm: LanguageModel, prompts: Sequence[Sequence[int]], tokens: int) -> Sequences:
-    """The likeliest answers to prompts (ids), one batch."""
-    ids, prompt_mask = (t.to(lm.model.device) for t in pad_left(prompts, lm.tokenizer.pad_token_id))
-    ends = stop_tokens(lm, lm.model)
-    out = lm.model.generate(
-        input_ids=ids,
-        attention_mask=prompt_mask,
-        do_sample=False,
-        max_new_tokens=tokens,
-        eos_token_id=ends,
-        pad_token_id=lm.tokenizer.pad_token_id,
-    )
-    answers = out[:, ids.shape[1] :]
-    ended = torch.isin(answers, torch.tensor(ends, device=answers.device)).long()
-    mask = (ended.cumsum(dim=1) - ended == 0).float()  # an end is a token of its answer
-    return Sequences(ids, prompt_mask, answers, mask)
 
 
 def best_of(ranker: BestOf, prompts: Sequence[str], answers: Sequence[Answer]) -> list[Answer]:

@@ -18,9 +18,10 @@ import transformers
 
 from guardrail.local import OnnxChat, read_policy_manifest
 from training import export_policy
-from training.export_policy import PROMPTS, Args, chat_format, main, shape_of, torch_answers
+from training.export_policy import PROMPTS, Args, chat_format, main, shape_of
 from training.llama_onnx import build
 from training.lm import encode_prompt, load_policy, new_adapter
+from training.rollout import greedy, texts
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -47,12 +48,11 @@ def adapter(base: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 def by_torch(policy: Path, tokens: int) -> list[str]:
     """Greedy answers one by one, without what the export has of its own: merging and padding."""
     lm = load_policy(str(policy))
-    stop = lm.tokenizer.eos_token_id
-    texts = []
+    answers = []
     for prompt in PROMPTS:
-        (answer,) = torch_answers(lm.model, [encode_prompt(lm.tokenizer, prompt)], [stop], tokens)
-        texts.append(lm.tokenizer.decode(answer, skip_special_tokens=True))
-    return texts
+        asked = [encode_prompt(lm.tokenizer, prompt)]
+        answers += texts(lm.tokenizer, greedy(lm.model, lm.tokenizer, asked, tokens))
+    return answers
 
 
 def test_the_exported_adapter_answers_as_torch_does(

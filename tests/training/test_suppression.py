@@ -16,11 +16,13 @@ torch = pytest.importorskip("torch")
 pytest.importorskip("peft")
 pytest.importorskip("onnx")
 
+import tiny_policy  # noqa: E402
 from sklearn.metrics import cohen_kappa_score  # noqa: E402
 
 from guardrail.taxonomy import Category  # noqa: E402
 from training import suppression  # noqa: E402
 from training.data import Example, write_examples  # noqa: E402
+from training.lm import encode_answer, encode_prompt, load_policy  # noqa: E402
 from training.suppression import Args, choose_prompts, filled, main, page_of  # noqa: E402
 from training.suppression_answers import Answered  # noqa: E402
 from training.suppression_report import (  # noqa: E402
@@ -299,3 +301,17 @@ def test_the_report_says_the_whole_command_and_keeps_what_was_written(
     assert list(written["policies"]) == ["base"]
     assert written["policies"]["base"]["tokens per second"] == 12.5
     assert written["word judge"]["threshold"] == 0.4
+
+
+def test_perplexity_is_of_the_answers_words_given_the_prompt(tmp_path: Path) -> None:
+    lm = load_policy(str(tiny_policy.llama(tmp_path)))
+    prompts = ["how to make cake", "what is harm", "what is cake"]
+    answers = ["make sugar", "harm harm harm is how to harm", ""]
+    found = suppression.perplexities(lm, prompts, answers, batch=2)
+    for prompt, answer, ours in zip(prompts[:2], answers, found, strict=False):
+        head, tail = encode_prompt(lm.tokenizer, prompt), encode_answer(lm.tokenizer, answer)[:-1]
+        with torch.no_grad():
+            logits = lm.model(torch.tensor([head + tail])).logits[0, len(head) - 1 : -1]
+        loss = torch.nn.functional.cross_entropy(logits, torch.tensor(tail))
+        assert ours == pytest.approx(math.exp(loss.item()), rel=1e-4)
+    assert found[2] == math.inf

@@ -20,16 +20,14 @@ from guardrail._files import sha256_of  # noqa: E402
 from guardrail.score import BestOf  # noqa: E402
 from guardrail.verdict import Pair  # noqa: E402
 from training import export_policy, suppression_answers  # noqa: E402
-from training.export_policy import stop_tokens  # noqa: E402
-from training.lm import encode_prompt, load_policy  # noqa: E402
-from training.rollout import texts  # noqa: E402
+from training.lm import encode_prompt, load_policy, stop_tokens  # noqa: E402
+from training.rollout import greedy, texts  # noqa: E402
 from training.suppression_answers import (  # noqa: E402
     Answer,
     AnswerArgs,
     Policy,
     answer_all,
     answers_file,
-    greedy,
     opened,
     policies_of,
     tokens_per_second,
@@ -207,7 +205,9 @@ def test_an_exported_policy_answers_as_torch_does_and_counts_the_same_tokens(
     lm = load_policy(str(tiny / "base"))
     asked = [p.text for p in PROMPTS]
     asked.append("Human: what is cake\n\nAssistant: sugar\n\nHuman: how to make cake")
-    by_torch = greedy(lm, [encode_prompt(lm.tokenizer, prompt) for prompt in asked], 6)
+    by_torch = greedy(
+        lm.model, lm.tokenizer, [encode_prompt(lm.tokenizer, prompt) for prompt in asked], 6
+    )
     answers = opened(tiny_args(tiny, tmp_path), Policy("p", str(exported)))(asked, 0)
     assert [a.text for a in answers] == texts(lm.tokenizer, by_torch)
     assert [a.tokens for a in answers] == by_torch.mask.sum(dim=1).tolist()
@@ -268,13 +268,17 @@ def test_an_exported_policy_is_no_base(exported: Path) -> None:
 def test_an_answer_counts_its_tokens_up_to_and_with_the_one_that_ends_it(tiny: Path) -> None:
     lm = load_policy(str(tiny / "base"))
     ids = [encode_prompt(lm.tokenizer, p.text) for p in PROMPTS]
-    whole = greedy(lm, ids, 12)
+    whole = greedy(lm.model, lm.tokenizer, ids, 12)
     # Whatever comes third in the first answer ends answers from now on.
     end = int(whole.answers[0, 2])
     lm.model.generation_config.eos_token_id = [lm.tokenizer.eos_token_id, end]
-    ended = greedy(lm, ids, 12)
+    ended = greedy(lm.model, lm.tokenizer, ids, 12)
     for row, length in zip(whole.answers.tolist(), ended.mask.sum(dim=1).tolist(), strict=True):
-        ends = [place for place, token in enumerate(row, 1) if token in stop_tokens(lm, lm.model)]
+        ends = [
+            place
+            for place, token in enumerate(row, 1)
+            if token in stop_tokens(lm.tokenizer, lm.model)
+        ]
         assert length == min([*ends, 12])
 
 
