@@ -96,7 +96,9 @@ def choose(
     if harmful:
         wrong = [d for d in draws if d.answer and d.cost >= margin]
         right = [d.answer for d in safe] or own
-        right = right or [rng.choice([d for d in demonstrations if d.kind == "refusal"]).answer]
+        refusals = [d.answer for d in demonstrations if d.kind == "refusal"]
+        if not right and refusals:
+            right = [rng.choice(refusals)]
     else:
         wrong = [d for d in draws if refuses(d.answer)]
         right = [d.answer for d in safe if not refuses(d.answer)] or own
@@ -113,42 +115,54 @@ def choose(
     )
 
 
-def draw_all(
-    args: Args, lm: LanguageModel, cost: Scorer, more: Sequence[Demonstration]
-) -> list[list[Draw]]:
-    """The draws of each prompt, the everyday ones those of `more` if there are; whole batches of an
-    earlier, stopped run are kept. The randomness of a batch depends on seed and place alone, so
-    that the draws are those of a run in one go."""
+def prompts_of(
+    args: Args, lm: LanguageModel, more: Sequence[Demonstration]
+) -> list[tuple[str, bool]]:
+    """What to ask, and whether it is harmful; the everyday ones are those of `more` if there are.
+    Prompts of like lengths stand together."""
     harmful, benign = rollout_prompts(args.data, lm.tokenizer, args.prompt_tokens)
     new = sorted({d.prompt for d in more} - {*harmful, *benign})
     new = [p for p in new if len(encode_prompt(lm.tokenizer, p)) <= args.prompt_tokens]
     benign = new or benign
     pool = EndlessPrompts(harmful, benign, args.harmful_share, args.seed)
     asked = pool.batch(0, min(args.prompts, 2 * len(harmful), 2 * len(benign)))
-    asked.sort(key=lambda row: len(row[0]))  # alike lengths together
+    return sorted(asked, key=lambda row: len(row[0]))
+
+
+def draw_batch(
+    args: Args, lm: LanguageModel, cost: Scorer, prompts: Sequence[tuple[str, bool]]
+) -> list[list[Draw]]:
+    """`args.draws` answers to each of the prompts, and their costs."""
+    rows = [row for row in prompts for _ in range(args.draws)]
+    ids = [encode_prompt(lm.tokenizer, prompt) for prompt, _ in rows]
+    drawn = sample(lm.model, lm.tokenizer, ids, args.new_tokens, args.temperature)
+    answers = [whole_sentences(text) for text in texts(lm.tokenizer, drawn)]
+    costs = cost.score([Pair(p, a) for (p, _), a in zip(rows, answers, strict=True)])
+    draws = [
+        Draw(prompt, harmful, answer, round(float(value), 3))
+        for (prompt, harmful), answer, value in zip(rows, answers, costs, strict=True)
+    ]
+    return [draws[i : i + args.draws] for i in range(0, len(draws), args.draws)]
+
+
+def draw_all(
+    args: Args, lm: LanguageModel, cost: Scorer, more: Sequence[Demonstration]
+) -> list[list[Draw]]:
+    """The draws of each prompt; whole batches of an earlier, stopped run are kept. The randomness
+    of a batch depends on seed and place alone, so that the draws are those of a run in one go."""
+    asked = prompts_of(args, lm, more)
     claim(args.out, args)
     path = args.out / "draws.jsonl"
     size, started = max(1, args.batch // args.draws), time.monotonic()
-    kept = kept_rows(path, size, len(asked))
-    found = [[Draw(**row) for row in group] for group in kept]
+    found = [[Draw(**row) for row in group] for group in kept_rows(path, size, len(asked))]
     if [group[0].prompt for group in found] != [prompt for prompt, _ in asked[: len(found)]]:
         raise SystemExit(
             f"{path} holds draws for other prompts: {args.data} has changed since the run began. "
             f"Put it back, remove {args.out}, or choose another --out"
         )
     for first in range(len(found), len(asked), size):
-        part = asked[first : first + size]
-        rows = [row for row in part for _ in range(args.draws)]
         torch.manual_seed(args.seed * 1_000_003 + first)
-        ids = [encode_prompt(lm.tokenizer, prompt) for prompt, _ in rows]
-        drawn = sample(lm.model, lm.tokenizer, ids, args.new_tokens, args.temperature)
-        answers = [whole_sentences(text) for text in texts(lm.tokenizer, drawn)]
-        costs = cost.score([Pair(p, a) for (p, _), a in zip(rows, answers, strict=True)])
-        new = [
-            Draw(prompt, bad, answer, round(float(value), 3))
-            for (prompt, bad), answer, value in zip(rows, answers, costs, strict=True)
-        ]
-        groups = [new[i : i + args.draws] for i in range(0, len(new), args.draws)]
+        groups = draw_batch(args, lm, cost, asked[first : first + size])
         with path.open("a", encoding="utf-8") as file:
             for group in groups:
                 file.write(json.dumps([asdict(d) for d in group], ensure_ascii=False) + "\n")

@@ -49,6 +49,26 @@ def tiny_base(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+@pytest.fixture
+def babbler(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A folder with a tiny policy (`base`), preferences (`data`) and a cost model (`cost`), where
+    answers count without the end of a sentence, however they repeat themselves: a tiny model says
+    no others."""
+    pytest.importorskip("peft")
+    import tiny_policy
+    import tiny_preferences
+
+    from training import everyday, on_policy
+
+    tiny_policy.llama(tmp_path / "base")
+    tiny_preferences.write(tmp_path / "data")
+    tiny_policy.scorer(tmp_path / "cost", "cost")
+    for recipe in (everyday, on_policy):
+        monkeypatch.setattr(recipe, "whole_sentences", str.strip)
+    monkeypatch.setattr(everyday, "REPEATING", 1.0)
+    return tmp_path
+
+
 @pytest.fixture(scope="session")
 def tiny_data(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Texts whose harm is one word, in the files that `training.data build` writes."""

@@ -13,7 +13,7 @@ torch = pytest.importorskip("torch")
 pytest.importorskip("peft")
 
 import tiny_policy  # noqa: E402
-import tiny_preferences  # noqa: E402
+from tiny_preferences import cut_runs  # noqa: E402
 
 from guardrail import Guard  # noqa: E402
 from training import everyday, on_policy  # noqa: E402
@@ -68,15 +68,10 @@ def test_a_template_without_a_users_turn_is_refused(tmp_path: Path) -> None:
 
 
 @pytest.fixture
-def args(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> everyday.Args:
+def args(babbler: Path) -> everyday.Args:
     """Of a run of 12 turns, four of them in a batch."""
-    base = tiny_policy.llama(tmp_path / "base")
-    tiny_preferences.write(tmp_path / "data")
-    # A tiny model ends no sentence, and says anything again and again.
-    monkeypatch.setattr(everyday, "whole_sentences", str.strip)
-    monkeypatch.setattr(everyday, "REPEATING", 1.0)
     return everyday.Args(
-        policy=str(base), data=tmp_path / "data", bases=tmp_path, out=tmp_path / "whole",
+        policy=str(babbler / "base"), data=babbler / "data", bases=babbler, out=babbler / "whole",
         prompts=12, new_tokens=6, batch=4,
     )  # fmt: skip
 
@@ -84,34 +79,29 @@ def args(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> everyday.Args:
 def test_a_stopped_run_goes_on_to_the_same_turns(args: everyday.Args) -> None:
     everyday.main(args)
     turns = (args.out / "turns.jsonl").read_bytes()
-    lines = turns.splitlines(keepends=True)
-    assert len(lines) == 12
+    assert len(turns.splitlines()) == 12
     shown = read_shown(args.out / "demonstrations.jsonl")
-    for name, left in (("between", lines[:4]), ("within", [*lines[:6], lines[6][:20]])):
-        out = args.out.with_name(name)
-        out.mkdir()
-        (out / "turns.jsonl").write_bytes(b"".join(left))
+    for out in cut_runs(args.out / "turns.jsonl"):
         everyday.main(replace(args, out=out))
         assert (out / "turns.jsonl").read_bytes() == turns
         assert read_shown(out / "demonstrations.jsonl") == shown
 
 
 def test_the_policy_is_asked_the_everyday_prompts_that_are_given(
-    tmp_path: Path, args: everyday.Args
+    babbler: Path, args: everyday.Args
 ) -> None:
-    more = tmp_path / "more.jsonl"
+    more = babbler / "more.jsonl"
     rows = [
         {"prompt": f"how is cake {n} ?", "answer": "sugar", "kind": "benign", "source": "everyday"}
         for n in range(200)
     ]
     more.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
-    cost = tiny_policy.scorer(tmp_path / "cost", "cost")
     asked = on_policy.Args(
-        policy=args.policy, cost=cost, data=args.data, bases=tmp_path, out=tmp_path / "drawn",
-        more=more, prompts=8, draws=2, new_tokens=8, batch=8,
+        policy=args.policy, cost=babbler / "cost", data=args.data, bases=babbler,
+        out=babbler / "drawn", more=more, prompts=8, draws=2, new_tokens=8, batch=8,
     )  # fmt: skip
     on_policy.main(asked)
-    drawn = (tmp_path / "drawn" / "draws.jsonl").read_text(encoding="utf-8").splitlines()
+    drawn = (babbler / "drawn" / "draws.jsonl").read_text(encoding="utf-8").splitlines()
     everyday_ones = [r["prompt"] for line in drawn for r in json.loads(line) if not r["harmful"]]
     assert everyday_ones
     assert set(everyday_ones) <= {row["prompt"] for row in rows}

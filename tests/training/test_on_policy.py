@@ -12,8 +12,7 @@ import pytest
 torch = pytest.importorskip("torch")
 pytest.importorskip("peft")
 
-import tiny_policy  # noqa: E402
-import tiny_preferences  # noqa: E402
+from tiny_preferences import cut_runs  # noqa: E402
 
 from training import on_policy  # noqa: E402
 from training.on_policy import Draw, choose, whole_sentences  # noqa: E402
@@ -65,6 +64,11 @@ def test_a_borderline_prompt_teaches_nothing_about_refusals() -> None:
     assert choose(draws, SHOWN, 0.5, random.Random(0)) is None
 
 
+def test_nothing_is_learnt_from_harm_alone() -> None:
+    draws = [Draw("how to burn a house", True, "Light it.", 3.0)]
+    assert choose(draws, [], 0.5, random.Random(0)) is None
+
+
 @pytest.mark.parametrize("harmful", [True, False])
 def test_nothing_is_learnt_where_nothing_is_wrong(harmful: bool) -> None:
     assert chosen(harmful, ("Fine.", -1.0), ("Good.", -2.0)) is None
@@ -92,16 +96,11 @@ def test_what_follows_the_last_whole_sentence_is_cut(answer: str, kept: str) -> 
 
 
 @pytest.fixture
-def args(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> on_policy.Args:
+def args(babbler: Path) -> on_policy.Args:
     """Of a run that asks 12 prompts, four of them in a batch."""
-    base = tiny_policy.llama(tmp_path / "base")
-    tiny_preferences.write(tmp_path / "data")
-    cost = tiny_policy.scorer(tmp_path / "cost", "cost")
-    # Tiny models end no sentence.
-    monkeypatch.setattr(on_policy, "whole_sentences", str.strip)
     return on_policy.Args(
-        policy=str(base), cost=cost, data=tmp_path / "data", bases=tmp_path,
-        out=tmp_path / "whole", prompts=12, draws=2, new_tokens=8, margin=0.0, batch=8,
+        policy=str(babbler / "base"), cost=babbler / "cost", data=babbler / "data", bases=babbler,
+        out=babbler / "whole", prompts=12, draws=2, new_tokens=8, margin=0.0, batch=8,
     )  # fmt: skip
 
 
@@ -113,11 +112,7 @@ def test_a_stopped_run_goes_on_to_the_same_pairs(args: on_policy.Args) -> None:
     assert {row["harmful"] for line in lines for row in json.loads(line)} == {True, False}
     pairs = read_pairs(args.out / "pairs.jsonl")
     assert pairs
-    # What a kill leaves: whole batches, part of one, half a line.
-    for name, kept in (("between", lines[:4]), ("within", [*lines[:6], lines[6][:30]])):
-        out = args.out.with_name(name)
-        out.mkdir()
-        (out / "draws.jsonl").write_bytes(b"".join(kept))
+    for out in cut_runs(args.out / "draws.jsonl"):
         on_policy.main(replace(args, out=out))
         assert (out / "draws.jsonl").read_bytes() == draws
         assert read_pairs(out / "pairs.jsonl") == pairs

@@ -6,7 +6,7 @@ Harm is the word `harm`, help the word `sugar`, so that small models learn somet
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -68,6 +68,17 @@ def write(folder: Path, pairs: int = 48, demonstrations: int = 48) -> Path:
         write_rows(folder / f"pairs.{split}.jsonl", map(asdict, rows))
         write_rows(folder / f"demonstrations.{split}.jsonl", map(asdict, shown))
     return folder
+
+
+def cut_runs(kept: Path) -> Iterator[Path]:
+    """Folders beside that of `kept`, whose lines came in batches of four, as a kill leaves them:
+    whole batches, and part of one with half a line."""
+    lines = kept.read_bytes().splitlines(keepends=True)
+    for name, left in (("between", lines[:4]), ("within", [*lines[:6], lines[6][:20]])):
+        out = kept.parent.with_name(name)
+        out.mkdir()
+        (out / kept.name).write_bytes(b"".join(left))
+        yield out
 
 
 def write_rows(path: Path, rows: Iterable[Mapping[str, Any]]) -> None:
