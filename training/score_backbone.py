@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -14,7 +15,7 @@ from safetensors import SafetensorError
 from torch import Tensor, nn
 from transformers import AutoModel
 
-from guardrail.encoding import EncoderConfig
+from guardrail.encoding import EncoderConfig, Window, pad
 from guardrail.score import Layout, layout_of
 from training.bases import base_folder
 from training.lm import load_policy
@@ -78,6 +79,25 @@ class LmScore(Score):
         ).last_hidden_state
         last = attention_mask.sum(dim=1) - 1
         return hidden.gather(1, last.view(-1, 1, 1).expand(-1, 1, hidden.shape[-1])).squeeze(1)
+
+
+@torch.inference_mode()
+def score(
+    model: Any, windows: Sequence[Window], pad_id: int, tokens: int = 8192, *, bf16: bool = False
+) -> np.ndarray:
+    """(len(windows),) scores by torch, in fp32 unless `bf16` is asked for."""
+    model.eval()
+    device = next(model.parameters()).device
+    found = np.empty(len(windows))
+    order = sorted(range(len(windows)), key=lambda i: -len(windows[i].ids))
+    while order:
+        size = max(1, tokens // len(windows[order[0]].ids))
+        part, order = order[:size], order[size:]
+        batch = pad([windows[i] for i in part], pad_id)
+        inputs = {k: torch.from_numpy(v).to(device) for k, v in batch.items()}
+        with torch.autocast(device.type, torch.bfloat16, enabled=bf16):
+            found[part] = model(**inputs).float().cpu().numpy()
+    return found
 
 
 @dataclass

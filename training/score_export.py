@@ -15,7 +15,7 @@ from onnxruntime.quantization import QuantType, quantize_dynamic
 
 from guardrail.score import OnnxScorer, ScoreKind, ScoreManifest
 from training.preferences import Preference
-from training.score_backbone import Backbone, LmScore, Score
+from training.score_backbone import Backbone, LmScore, Score, score
 
 _LICENCE = "CC-BY-NC-4.0"
 
@@ -100,8 +100,6 @@ def export(
 
 def agreement(backbone: Backbone, folder: Path, held_out: Sequence[Preference]) -> float:
     """Pearson's correlation of scores by torch and by the exported file."""
-    from training.score_model import score
-
     pairs = [(p.prompt, answer) for p in held_out for answer in p.answers]
     short = [pair for pair in pairs if len(backbone.layout.encode(*pair)) == 1]
     windows = [backbone.layout.encode(*pair)[0] for pair in short]

@@ -16,7 +16,7 @@ import random
 import sys
 import time
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -46,7 +46,8 @@ from training.runs import (
     save_whole,
     warmup_then_linear,
 )
-from training.score_backbone import Backbone, Score, open_backbone
+from training.score_backbone import Backbone, Score, open_backbone, score
+from training.score_export import export
 from training.score_metrics import score_metrics
 from training.tuning import StopAtSignal
 
@@ -184,25 +185,6 @@ def loss_of(model: Any, rows: Sequence[Pairs], args: Args, pad_id: int, device: 
     return loss
 
 
-@torch.inference_mode()
-def score(
-    model: Any, windows: Sequence[Window], pad_id: int, tokens: int = 8192, *, bf16: bool = False
-) -> np.ndarray:
-    """(len(windows),) scores by torch, in fp32 unless `bf16` is asked for."""
-    model.eval()
-    device = next(model.parameters()).device
-    found = np.empty(len(windows))
-    order = sorted(range(len(windows)), key=lambda i: -len(windows[i].ids))
-    while order:
-        size = max(1, tokens // len(windows[order[0]].ids))
-        part, order = order[:size], order[size:]
-        batch = pad([windows[i] for i in part], pad_id)
-        inputs = {k: torch.from_numpy(v).to(device) for k, v in batch.items()}
-        with torch.autocast(device.type, torch.bfloat16, enabled=bf16):
-            found[part] = model(**inputs).float().cpu().numpy()
-    return found
-
-
 # --- the run -------------------------------------------------------------------------------------
 
 
@@ -328,8 +310,6 @@ def plan(rows: Sequence[Pairs], args: Args, share: int) -> Iterator[list[list[Pa
 
 
 def main(args: Args) -> None:
-    from training.score_export import export
-
     accelerator = Accelerator(mixed_precision="bf16" if args.bf16 else "no")
     torch.manual_seed(args.seed)
     args.base = args.base or (MINILM if args.backbone == "encoder" else SMOLLM2)
@@ -354,24 +334,36 @@ def main(args: Args) -> None:
         return
     run.save()
     # Else the wrapper that casts to bf16 would be evaluated, and exported.
-    run.model = accelerator.unwrap_model(run.parallel, keep_fp32_wrapper=False)
-    backbone.model = run.model
-    windows = [window for row in rows[:1500] for window in row.windows]
-    bf16 = args.bf16 and args.backbone == "lm"  # else it would be evaluated longer than trained
-    scale = score(run.model, windows, run.pad_id, bf16=bf16)
-    backbone.model.normalise(scale, centre=args.kind == "reward")
-    metrics: dict[str, Any] = {}
-    for split, tested in held_out.items():
-        firsts = [backbone.layout.encode(p.prompt, a)[0] for p in tested for a in p.answers]
-        scores = score(run.model, firsts, run.pad_id, bf16=bf16).reshape(-1, 2)
-        metrics[split] = score_metrics(tested, scores, args.kind)
-        print(split, json.dumps(metrics[split]), flush=True)
-    if args.kind == "cost":
-        refuse_wrong_order(metrics)
+    backbone.model = accelerator.unwrap_model(run.parallel, keep_fp32_wrapper=False)
+    metrics = evaluate(args, backbone, rows, held_out)
     metrics["minutes"] = round(run.progress.seconds / 60, 1)
     metrics["losses"] = run.progress.losses
     export(backbone, args, metrics, Counter(p.source for p in preferences), held_out["validation"])
     (args.out / "checkpoint.pt").unlink()
+
+
+def evaluate(
+    args: Args,
+    backbone: Backbone,
+    rows: Sequence[Pairs],
+    held_out: Mapping[str, Sequence[Preference]],
+) -> dict[str, Any]:
+    """Normalise the model by what it says of training `rows`, and measure it on each split of
+    `held_out`. SystemExit for a cost with the wrong sign."""
+    model, layout = backbone.model, backbone.layout
+    windows = [window for row in rows[:1500] for window in row.windows]
+    bf16 = args.bf16 and args.backbone == "lm"  # else it would be evaluated longer than trained
+    scale = score(model, windows, layout.pad_id, bf16=bf16)
+    model.normalise(scale, centre=args.kind == "reward")
+    metrics: dict[str, Any] = {}
+    for split, tested in held_out.items():
+        firsts = [layout.encode(p.prompt, a)[0] for p in tested for a in p.answers]
+        scores = score(model, firsts, layout.pad_id, bf16=bf16).reshape(-1, 2)
+        metrics[split] = score_metrics(tested, scores, args.kind)
+        print(split, json.dumps(metrics[split]), flush=True)
+    if args.kind == "cost":
+        refuse_wrong_order(metrics)
+    return metrics
 
 
 def refuse_wrong_order(metrics: dict[str, Any]) -> None:

@@ -20,7 +20,7 @@ import tiny_preferences  # noqa: E402
 from scipy.stats import spearmanr  # noqa: E402
 
 from guardrail.score import OnnxScorer  # noqa: E402
-from training import score_export, score_model  # noqa: E402
+from training import score_model  # noqa: E402
 from training.data import read_jsonl  # noqa: E402
 from training.preferences import Preference, read_preferences  # noqa: E402
 from training.runs import ends_in_a_line  # noqa: E402
@@ -105,7 +105,7 @@ def test_an_interrupted_run_resumes_to_the_same_curve(
     backbone: str, data: Path, tiny_base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     curves = []
-    monkeypatch.setattr(score_export, "export", lambda *given: curves.append(given[2]["losses"]))
+    monkeypatch.setattr(score_model, "export", lambda *given: curves.append(given[2]["losses"]))
     base = tiny_base if backbone == "encoder" else tiny_policy.llama(tmp_path / "llama")
     run = args(data, base, tmp_path / "whole", "cost", epochs=1, backbone=backbone)
     score_model.main(run)
@@ -148,7 +148,7 @@ def test_training_stopped_in_the_final_evaluation_is_kept_and_a_strange_checkpoi
     with pytest.raises(SystemExit, match=r"is not of this model: head.weight, head.weights \(2 in"):
         score_model.main(run)
     torch.save(state | {"model": model}, path)
-    monkeypatch.setattr(score_export, "export", lambda *_: None)
+    monkeypatch.setattr(score_model, "export", lambda *_: None)
     monkeypatch.setattr(score_model.Run, "step", lambda *_: pytest.fail("trained again"))
     score_model.main(run)
 
