@@ -36,6 +36,7 @@ from guardrail._openai_flow import (
 from guardrail._openai_responses import (
     empty_response,
     incomplete,
+    judge_annotations,
     judge_item,
     judge_response,
     noted,
@@ -169,7 +170,7 @@ class _Stream:
             return
         text = self._gates[key].text
         if part is not None:
-            self._parts[key] = with_text(part, text)
+            self._parts[key] = yield from judge_annotations(self._ask, with_text(part, text))
             yield self._give(known(event, part=self._parts[key]))
         elif field == "text":
             yield self._give(known(event, text=text, logprobs=[]))
@@ -185,7 +186,9 @@ class _Stream:
                 if self.stopped:
                     return
             if gate is not None:
-                content.append(with_text(part, gate.text))
+                content.append(
+                    (yield from judge_annotations(self._ask, with_text(part, gate.text)))
+                )
                 continue
             judged, verdict = yield from judge_item(self._ask, known(event.item, content=[part]))
             if judged is None:

@@ -29,7 +29,14 @@ from guardrail.chat_model import Message
 from guardrail.conversation import Rules
 from guardrail.verdict import Verdict
 
-__all__ = ["judge_item", "judge_response", "read_request", "refused_item", "refused_response"]
+__all__ = [
+    "judge_annotations",
+    "judge_item",
+    "judge_response",
+    "read_request",
+    "refused_item",
+    "refused_response",
+]
 
 # Read as text, all strings in them. What is not here (images, and what comes in years to come)
 # cannot be judged, and follows the policy's `on_error`.
@@ -152,7 +159,9 @@ def _judge_message(ask: Ask, item: Any) -> Judging[tuple[Any | None, Verdict | N
             released = part if verdict.delivers else None
         else:
             text, verdict = yield from judge_text(ask, getattr(part, field))
-            released = None if text is None else with_text(part, text)
+            released = None
+            if text is not None:
+                released = yield from judge_annotations(ask, with_text(part, text))
         if released is None:
             return None, verdict
         content.append(released)
@@ -164,11 +173,21 @@ def with_text(part: Any, text: str) -> Any:
     """A content part that holds `text`; what pointed into another text is left out."""
     if part.type == "refusal":
         return known(part, refusal=text)
-    update: dict[str, Any] = {} if part.text == text else {"annotations": []}
+    update: dict[str, Any] = {} if text and part.text == text else {"annotations": []}
     if part.logprobs:
         found: Any = _logprobs.of_text([getattr(t, "__dict__", t) for t in part.logprobs], text)
         update["logprobs"] = ResponseOutputText.construct(logprobs=found).logprobs
     return known(part, text=text, **update)
+
+
+def judge_annotations(ask: Ask, part: Any) -> Judging[Any]:
+    """The part, without its annotations where their words (titles, names of files) may not go out:
+    the text does not need them."""
+    if not getattr(part, "annotations", None):
+        return part
+    found = part.model_dump(mode="json", exclude_none=True, warnings=False)["annotations"]
+    verdict = yield from judge_strings(ask, found)
+    return part if verdict.delivers else known(part, annotations=[])
 
 
 def refused_item(text: str) -> ResponseOutputMessage:

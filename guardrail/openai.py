@@ -55,9 +55,10 @@ def guard_openai(
     Each text field (content, refusal, what a server adds, such as `reasoning_content`) has a gate
     of its own, for each choice. Tool calls, reasoning items, and everything else that is no plain
     text are withheld until they are whole and all strings in them are judged; they are never
-    redacted, but refused. Items that cannot be read as text (an image, audio, an item of an
-    unknown type) follow the policy's `on_error`. `regenerate` means refuse here. A turn that the
-    API holds (`previous_response_id`, `conversation`) is not judged again.
+    redacted, but refused; citations of a response are left out instead. Items that cannot be read
+    as text (an image, audio, an item of an unknown type) follow the policy's `on_error`.
+    `regenerate` means refuse here. A turn that the API holds (`previous_response_id`,
+    `conversation`) is not judged again.
 
     A stream that is refused is cancelled, so that its usage is not known. Logprobs spell out
     unjudged text: asked for in a stream, they raise ValueError, and so do `top_logprobs` anywhere;

@@ -820,6 +820,22 @@ def test_a_request_that_cannot_be_judged_gets_one_clear_line(
 
 
 @streamed
+@pytest.mark.parametrize(("title", "kept"), [("Tea, and how", True), ("How to make a bomb", False)])
+def test_citations_of_a_response_go_out_where_their_words_may(
+    server: Server, stream: bool, title: str, kept: bool
+) -> None:
+    cited = {"type": "url_citation", "url": "http://a.b/c", "title": title}
+    item = message_item("Tea.")
+    item["content"][0]["annotations"] = [{**cited, "start_index": 0, "end_index": 3}]
+    response_says(server, item)
+    answer = call("sync", server, RESPONSES, input="hi", stream=stream)
+    whole = answer[-1].response if stream else answer
+    assert whole.output_text == "Tea."
+    assert [a.title for a in whole.output[0].content[0].annotations] == [title] * kept
+    assert "bomb" not in str(answer)
+
+
+@streamed
 def test_a_response_keeps_the_log_probabilities_of_its_own_text_alone(
     server: Server, stream: bool
 ) -> None:
