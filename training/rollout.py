@@ -88,7 +88,15 @@ def sample(
     """An answer of at most `tokens` tokens to each prompt (ids), drawn from the model itself,
     nothing cut off; at another temperature than 1 the draws are not the policy's own."""
     how = {"do_sample": True, "temperature": temperature, "top_k": 0, "top_p": 1.0}
-    return _generated(model, tokenizer, prompts, tokens, how)
+    try:
+        return _generated(model, tokenizer, prompts, tokens, how)
+    except RuntimeError as error:
+        if "probability tensor" not in str(error):  # torch.multinomial's
+            raise
+        raise SystemExit(
+            "the policy's probabilities are not finite: its training went astray: train it again "
+            "with a lower --learning-rate"
+        ) from error
 
 
 def greedy(model: Any, tokenizer: Any, prompts: Sequence[Sequence[int]], tokens: int) -> Sequences:

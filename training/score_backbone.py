@@ -55,7 +55,9 @@ class Score(nn.Module):
         """Make the standard deviation of `scores` 1 and, if asked, their mean 0. A cost keeps its
         zero, which parts safe from unsafe."""
         scale = float(scores.std())
-        if not np.isfinite(scale) or scale < 1e-4:
+        if not np.isfinite(scale):
+            raise SystemExit("answers score nan or infinity: train anew at a lower learning rate")
+        if scale < 1e-4:
             raise SystemExit("all answers score the same: nothing was learnt")
         if centre:
             self.head.bias -= float(scores.mean())

@@ -210,6 +210,12 @@ def test_a_loss_that_is_no_number_stops_the_run_with_its_batch_saved(
     assert not (tmp_path / "nan" / "summary.json").exists()
 
 
+def test_an_adapter_that_the_last_update_spoilt_is_not_written(root: Path, tmp_path: Path) -> None:
+    with pytest.raises(SystemExit, match=r"sft: .*lora_\w.* is not finite: training went astray"):
+        sft.main(sft_args(root, tmp_path / "sft", limit=8, learning_rate=1e39))
+    assert not (tmp_path / "sft" / "adapter_model.safetensors").exists()
+
+
 def test_a_mistaken_argument_leaves_the_folder_free(root: Path, tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     out = tmp_path / "sft"

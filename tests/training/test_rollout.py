@@ -73,6 +73,12 @@ def test_logprobs_are_those_of_each_answer_alone_without_padding(lm: LanguageMod
         assert (batched[row][len(answer) :] == 0).all()
 
 
+def test_a_policy_that_went_astray_draws_nothing(lm: LanguageModel) -> None:
+    next(p for p in lm.model.parameters() if not p.requires_grad).data.fill_(float("nan"))
+    with pytest.raises(SystemExit, match="probabilities are not finite: its training went astray"):
+        draw(lm)
+
+
 def test_an_answer_ends_with_its_first_end_of_text(lm: LanguageModel) -> None:
     drawn = draw(lm, tokens=60)
     end = lm.tokenizer.eos_token_id

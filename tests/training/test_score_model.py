@@ -24,6 +24,7 @@ from training import score_model  # noqa: E402
 from training.data import read_jsonl  # noqa: E402
 from training.preferences import Preference, read_preferences  # noqa: E402
 from training.runs import ends_in_a_line  # noqa: E402
+from training.score_backbone import EncoderScore  # noqa: E402
 from training.score_metrics import correlation, held_out, score_metrics  # noqa: E402
 from training.score_metrics import main as score_metrics_main  # noqa: E402
 
@@ -223,6 +224,14 @@ def test_a_loss_that_is_no_number_stops_the_run_with_its_batch_saved(
     saved = torch.load(tmp_path / "nan" / "nan_batch.pt", weights_only=True)
     assert saved[0]["windows"]
     assert not (tmp_path / "nan" / "manifest.json").exists()
+
+
+def test_scores_that_tell_nothing_apart_or_are_no_numbers_are_not_normalised() -> None:
+    model = EncoderScore(torch.nn.Identity(), 4)
+    with pytest.raises(SystemExit, match="all answers score the same"):
+        model.normalise(np.ones(3), centre=True)
+    with pytest.raises(SystemExit, match="nan or infinity"):
+        model.normalise(np.array([1.0, np.nan]), centre=False)
 
 
 def test_a_trained_moderation_model_can_be_started_from(
