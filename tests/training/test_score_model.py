@@ -385,3 +385,6 @@ def test_the_correlation_over_no_test_answers_is_refused(tmp_path: Path) -> None
         (tmp_path / f"{name}.test.jsonl").touch()
     with pytest.raises(SystemExit, match="fewer than two test prompts"):
         score_metrics_main(reward, cost, tmp_path)
+    flipped = tiny_policy.scorer(tmp_path / "flipped", "cost", flip=True)
+    with pytest.raises(SystemExit, match="its sign is flipped"):
+        score_metrics_main(reward, flipped, tmp_path)

@@ -246,6 +246,7 @@ def _data(folder: Path) -> Path:
     [
         ({"judge": "nowhere"}, "lacks summary.json"),
         ({"reward": "nowhere"}, r"training.score_model reward"),
+        ({"cost": "flipped"}, "its sign is flipped"),
         ({"batch": 0}, "--batch is 0: it has to be 1 or more"),
     ],
 )
@@ -256,6 +257,7 @@ def test_what_is_missing_is_said_before_anything_is_answered(
     judge.mkdir()
     for name in ("summary.json", "tokenizer.json", "config.json", "model.pt"):
         (judge / name).touch()
+    tiny_policy.scorer(tmp_path / "flipped", "cost", flip=True)
     paths = {k: tmp_path / v if isinstance(v, str) else v for k, v in change.items()}
     args = Args(data=_data(tmp_path / "data"), judge=judge, out=tmp_path / "out", base="no-such")
     with pytest.raises(SystemExit, match=message):
