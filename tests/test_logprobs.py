@@ -131,8 +131,11 @@ def client(the_api: ChatApi, request: pytest.FixtureRequest, tmp_path: Any) -> I
         return
     (tmp_path / "redacts.toml").write_text(REDACTS)
     named = {"policies": {"redacts": str(tmp_path / "redacts.toml")}, "policy": "redacts"}
-    with serving(upstream=the_api.url, **named) as running:
-        yield OpenAI(api_key="k", base_url=running.url, max_retries=0)
+    with (
+        serving(upstream=the_api.url, **named) as running,
+        OpenAI(api_key="k", base_url=running.url, max_retries=0) as plain,
+    ):
+        yield plain
 
 
 def says(api: ChatApi, *words: str, message: Any = None, **logprobs: Any) -> None:
