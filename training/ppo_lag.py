@@ -53,7 +53,7 @@ from training.rollout import (
     survey,
     texts,
 )
-from training.runs import ends_in_a_line, save_whole
+from training.runs import ends_in_a_line, refuse_other_weights, save_whole
 from training.scorers import Scorer, open_scorer, refuse_wrong_sign
 from training.tuning import StopAtSignal
 
@@ -121,13 +121,7 @@ class Run:
             args,
             lambda tensor: accelerator.reduce(tensor, "mean"),
         )
-        self.multiplier = LagrangeMultiplier(
-            initial=args.lambda_init,
-            limit=args.cost_limit,
-            rate=args.lambda_rate,
-            maximum=args.lambda_max,
-            window=args.window,
-        )
+        self.multiplier = multiplier_of(args)
         self.step, self.seconds = 0, 0.0
         self.phases: dict[str, float] = {}
         self.rollout: Rollout | None = None
@@ -226,7 +220,10 @@ class Run:
             "seconds": self.seconds,
         }
 
-    def load(self, state: dict[str, Any]) -> None:
+    def load(self, path: Path) -> None:
+        """Go on from a checkpoint; SystemExit for one of another model."""
+        state = torch.load(path, weights_only=True, map_location=self.accelerator.device)
+        refuse_other_weights(path, state["adapter"], get_peft_model_state_dict(self.model))
         set_peft_model_state_dict(self.model, state["adapter"])
         for name, part in self._parts().items():
             part.load_state_dict(state[name])
@@ -259,6 +256,20 @@ class Run:
         )
 
 
+def multiplier_of(args: Args) -> LagrangeMultiplier:
+    """SystemExit for settings that it cannot have."""
+    try:
+        return LagrangeMultiplier(
+            initial=args.lambda_init,
+            limit=args.cost_limit,
+            rate=args.lambda_rate,
+            maximum=args.lambda_max,
+            window=args.window,
+        )
+    except ValueError as error:
+        raise SystemExit(str(error)) from error
+
+
 def align(args: Args, reward: Scorer, cost: Scorer) -> None:
     """Train, or go on training, the policy of `args` on what `reward` and `cost` say."""
     refuse_wrong_sign(cost, args.cost)
@@ -274,7 +285,7 @@ def align(args: Args, reward: Scorer, cost: Scorer) -> None:
     answers = [(d.prompt, d.answer) for d in read_demonstrations(args.data, "train")]
     run = Run(args, lm.model, lm.tokenizer, (reward, cost), prompts, answers, accelerator)
     if (path := args.out / "checkpoint.pt").exists():
-        run.load(torch.load(path, weights_only=True, map_location=accelerator.device))
+        run.load(path)
         accelerator.print(f"resumed at step {run.step}", flush=True)
     accelerator.print(f"{len(harmful)} harmful and {len(benign)} benign prompts", flush=True)
     train(run)

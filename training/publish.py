@@ -25,6 +25,7 @@ import tyro
 from safetensors.torch import load_file, save_file
 
 from guardrail._files import sha256_of, write_json
+from training.lm import refuse_not_finite
 
 WEIGHTS = "adapter_model.safetensors"
 _LONG = ("history", "sha256", "files")  # curves, and hashes of weights that are not handed out
@@ -62,10 +63,13 @@ def stages(policy: Path) -> list[dict[str, Any]]:
 def main(args: Args) -> None:
     if not (math.isfinite(args.scale) and args.scale > 0):
         raise SystemExit(f"--scale is {args.scale}: it has to be above 0")
+    if args.out.resolve() == args.policy.resolve():
+        raise SystemExit(f"--out is --policy, {args.out}, which would be written over itself")
     led_here = stages(args.policy)
+    weights = load_file(args.policy / WEIGHTS)
+    refuse_not_finite(weights, args.policy)
     args.out.mkdir(parents=True, exist_ok=True)
     (args.out / "summary.json").unlink(missing_ok=True)  # of what is replaced now
-    weights = load_file(args.policy / WEIGHTS)
     # One of the two factors of each update: the product is scaled once.
     rounded = {
         name: (tensor * args.scale if "lora_B" in name else tensor).to(torch.bfloat16)

@@ -8,7 +8,7 @@ import json
 import os
 import signal
 import sys
-from collections.abc import Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
@@ -26,6 +26,7 @@ __all__ = [
     "in_a_line",
     "make_folder",
     "refuse_another",
+    "refuse_other_weights",
     "save_whole",
     "stopped",
     "warmup_then_linear",
@@ -109,6 +110,15 @@ def identity(args: Any, rows: Iterable[object]) -> str:
     for row in rows:
         found.update(json.dumps(row).encode())
     return found.hexdigest()
+
+
+def refuse_other_weights(path: Path, theirs: Collection[str], ours: Collection[str]) -> None:
+    """SystemExit where the checkpoint at `path` lacks weights that are trained, or has more."""
+    if other := set(theirs) ^ set(ours):
+        raise SystemExit(
+            f"{path} is not of this model: {', '.join(sorted(other)[:5])} ({len(other)} in all) "
+            "are in one and not in the other: remove it, or choose another --out"
+        )
 
 
 def refuse_another(path: Path, theirs: str | None, ours: str) -> None:

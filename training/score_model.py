@@ -43,6 +43,7 @@ from training.runs import (
     identity,
     make_folder,
     refuse_another,
+    refuse_other_weights,
     save_whole,
     warmup_then_linear,
 )
@@ -289,11 +290,7 @@ class Run:
             return
         state = torch.load(path, weights_only=True)
         refuse_another(path, state.get("run"), self.identity)
-        if other := state["model"].keys() ^ self._trained().keys():
-            raise SystemExit(
-                f"{path} is not of this model: {', '.join(sorted(other)[:5])} "
-                f"({len(other)} in all) are in one and not in the other: remove it"
-            )
+        refuse_other_weights(path, state["model"].keys(), self._trained().keys())
         self.model.load_state_dict(state["model"], strict=False)  # what is frozen is not in it
         self.optimizer.load_state_dict(state["optimizer"])
         self.schedule.load_state_dict(state["schedule"])

@@ -235,6 +235,18 @@ def test_going_on_with_other_settings_is_refused(args: Args) -> None:
         main(replace(args, kl=0.5))
 
 
+def test_a_checkpoint_of_another_model_and_a_lambda_that_cannot_be_are_refused(args: Args) -> None:
+    main(replace(args, steps=2))
+    path = args.out / "checkpoint.pt"
+    state = torch.load(path, weights_only=True)
+    state["adapter"].popitem()
+    torch.save(state, path)
+    with pytest.raises(SystemExit, match=r"is not of this model: .*lora_.* \(1 in all\)"):
+        main(args)
+    with pytest.raises(SystemExit, match="lambda must start within"):
+        main(replace(args, lambda_init=9.0, out=args.out / "other"))
+
+
 def command(args: Args, *launcher: str) -> tuple[list[str], dict[str, str]]:
     """The command line that gives `args`, and its environment."""
     line = [sys.executable, *launcher, "-m", "training.ppo_lag"]

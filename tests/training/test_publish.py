@@ -86,6 +86,14 @@ def test_a_scale_that_is_none_is_refused(tmp_path: Path, scale: float) -> None:
         publish.main(publish.Args(tmp_path, tmp_path / "out", scale))
 
 
+def test_an_adapter_is_not_written_over_itself(tmp_path: Path) -> None:
+    base = tiny_policy.llama(tmp_path / "base")
+    policy = run(tmp_path / "sft", base, base)
+    with pytest.raises(SystemExit, match="which would be written over itself"):
+        publish.main(publish.Args(policy, tmp_path / "base" / ".." / "sft", 1.3))
+    assert (policy / "summary.json").exists()
+
+
 def test_a_run_that_has_not_ended_is_not_published(tmp_path: Path) -> None:
     base = tiny_policy.llama(tmp_path / "base")
     unfinished = run(tmp_path / "sft", base, base)
