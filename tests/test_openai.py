@@ -73,6 +73,7 @@ class Server:
         self.url = f"http://127.0.0.1:{port}/v1"
 
     def reset(self) -> None:
+        self.clients: list[OpenAI] = []  # the sync ones that were made for it
         self.body: dict[str, Any] = {}
         self.events: list[dict[str, Any]] = []
         self.requests: list[dict[str, Any]] = []
@@ -120,9 +121,11 @@ def the_server() -> Iterator[Server]:
 
 
 @pytest.fixture
-def server(the_server: Server) -> Server:
+def server(the_server: Server) -> Iterator[Server]:
     the_server.reset()
-    return the_server
+    yield the_server
+    for client in the_server.clients:  # an open one is a ResourceWarning of a later test
+        client.close()
 
 
 def cut(text: str, sizes: Sequence[int]) -> list[str]:
@@ -253,6 +256,7 @@ def make(server: Server, guard: Guard | None = None, **options: Any) -> Any:
         # Certificates are slow to load, and not used on loopback.
         http_client=openai.DefaultHttpxClient(verify=False, timeout=20),
     )
+    server.clients.append(client)
     return guard_openai(client, guard or make_guard(), **options)
 
 
