@@ -19,6 +19,7 @@ import sys
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -125,6 +126,29 @@ class Choice:
     source: str
 
 
+def decided(
+    name: str,
+    rows: Sequence[Preference],
+    side_of: Callable[[Preference], int | None],
+    fits: Callable[[Choice], bool],
+) -> list[Choice]:
+    """Of `rows` those for which `side_of` names the better answer, and that fit; how many are left
+    out goes to stderr, under `name`."""
+    found = [
+        Choice(p.prompt, p.answers[side], p.answers[1 - side], p.source)
+        for p in rows
+        if (side := side_of(p)) is not None
+    ]
+    short = [choice for choice in found if fits(choice)]
+    print(
+        f"{name}: of {len(rows)} pairs {len(rows) - len(found)} are left out since they do not say "
+        f"which answer is preferred, {len(found) - len(short)} as too long",
+        file=sys.stderr,
+        flush=True,
+    )
+    return short
+
+
 def choose(
     preferences: Sequence[Preference],
     demonstrations: Sequence[Demonstration],
@@ -134,40 +158,20 @@ def choose(
 ) -> list[Choice]:
     """Pairs that the objective decides and that fit: annotated before other ones, and of them (for
     `dual`) a safe and an unsafe answer before two safe ones; then help."""
-
-    def decided(
-        rows: Sequence[Preference], side_of: Callable[[Preference, Objective], int | None]
-    ) -> list[Choice]:
-        found = [
-            Choice(p.prompt, p.answers[side], p.answers[1 - side], p.source)
-            for p in rows
-            if (side := side_of(p, args.preference)) is not None
-        ]
-        short = [choice for choice in found if fits(choice)]
-        print(
-            f"{args.preference}: of {len(rows)} pairs {len(rows) - len(found)} are left out since "
-            f"they do not say which answer it prefers, {len(found) - len(short)} as too long",
-            file=sys.stderr,
-            flush=True,
-        )
-        return short
-
     rng = random.Random(args.seed)
 
     def rank(p: Preference) -> tuple[bool, bool, float]:
         second = args.preference == "dual" and p.safer is None
         return p.source != "annotated_pairs", second, rng.random()
 
-    ranked = decided(sorted(preferences, key=rank), better_of)
-    chosen = ranked[: args.pairs]
+    better = partial(better_of, objective=args.preference)
+    chosen = decided(args.preference, sorted(preferences, key=rank), better, fits)[: args.pairs]
     if extra:
-        chosen += decided(extra, by_word)
+        word = partial(by_word, objective=args.preference)
+        chosen += decided(f"{args.preference}, extra", extra, word, fits)
+    # More than are asked for, since many are too long.
     helping = help_pairs(demonstrations, 8 * args.help_pairs, args.seed, other="refusal")
-    chosen += [
-        choice
-        for p in helping
-        if fits(choice := Choice(p.prompt, p.answers[0], p.answers[1], p.source))
-    ][: args.help_pairs]
+    chosen += decided("help", helping, lambda p: p.more_helpful, fits)[: args.help_pairs]
     rng.shuffle(chosen)
     return chosen[: args.limit]
 
@@ -248,12 +252,9 @@ def main(args: Args) -> None:
     order = epochs_of(lengths, args)
     print(f"{len(chosen)} pairs, {2 * sum(lengths[i] for i in order)} tokens", flush=True)
     steps = len(order) // rows_per_update(args)
-    tested = [
-        choice
-        for p in read_preferences(args.data, "validation")
-        if (side := better_of(p, args.preference)) is not None
-        and fits(choice := Choice(p.prompt, p.answers[side], p.answers[1 - side], p.source))
-    ][: min(args.held_out, args.limit or args.held_out)]
+    better = partial(better_of, objective=args.preference)
+    held_out_pairs = decided("held out", read_preferences(args.data, "validation"), better, fits)
+    tested = held_out_pairs[: min(args.held_out, args.limit or args.held_out)]
     rows, seen = as_rows([chosen[i] for i in order]), as_rows(tested)
     # A resumed run would mix two orders, or keep log-probabilities of other rows.
     remember_rows(args.out, [rows, seen])

@@ -392,7 +392,7 @@ def test_on_policy_pairs_are_trained_on_beside_the_others(
     dpo.main(args)
     rows = json.loads((tmp_path / "dpo" / "summary.json").read_text())["rows"]
     assert rows == {"annotated_pairs": 7, "on_policy": 2}
-    assert "dual: of 3 pairs 1 are left out since they do not say" in capsys.readouterr().err
+    assert "dual, extra: of 3 pairs 1 are left out since they do not say" in capsys.readouterr().err
 
 
 def test_dpo_does_not_go_on_with_the_pairs_of_other_data(
