@@ -22,7 +22,7 @@ class Canonical:
 
     origin: `origin[i]` is where in the source character `i` comes from, and `origin[len(text)]` the
         length of the source; it never falls.
-    unreadable: what `unreadable` says of the text.
+    unreadable: what `unreadable` says of the text, before its blobs are read.
     """
 
     text: str
@@ -39,7 +39,12 @@ class Canonical:
 _LEET = str.maketrans("013457@$!", "oieastasi")
 # An @ before a domain is an address, and personal data must keep its shape.
 _LEET_INSIDE = re.compile(r"(?<=[A-Za-z])(?:[013457$!]|@(?![\w\-]+\.\w)){1,3}(?=[A-Za-z])")
-_SPACED = re.compile(r"(?<![^\W_])[^\W\d_]([ .\-_*·])(?:[^\W\d_]\1)+[^\W\d_](?![^\W_])")
+# What is put between letters: signs first, since blanks may then part the words.
+_SPACED = [
+    re.compile(rf"(?<![^\W_])[^\W\d_]({between})(?:[^\W\d_]\1)+[^\W\d_](?![^\W_])")
+    for between in (r"[^\w\s]{1,3}|_", r"[^\S\n]{1,3}|\n{1,2}")
+]
+_TRIPLED = re.compile(r"(?<![^\W\d_])(?:([A-Za-z])\1{2,}){2,}(?![^\W\d_])")
 _WORD = re.compile(rf"(?:[^\W\d_]|[{re.escape(SYMBOLS)}])+")
 _FOLDABLE = re.compile(r"[\x00-\x7f]?[^\x00-\x7f]+|[\x00-\x08\x0b\x0c\x0e-\x1f\x7f]+")
 _DROPPED = frozenset({"Cf", "Mn", "Me", "Cs", "Co"})
@@ -54,11 +59,11 @@ def canonicalise(text: str) -> Canonical:
     """
     chars, origin = _fold_unicode(text)
     chars, origin = _unspell(chars, origin)
-    hidden = unreadable(chars)
+    opaque = unreadable(chars)
     while (opened := _read_blobs(chars, origin))[0] != chars:
         chars, origin = _unspell(*opened)
     # Leet is undone last: it would turn the digits of encoded blobs into letters.
-    return Canonical(_undo_leet(chars), origin, hidden)
+    return Canonical(_undo_leet(chars), origin, opaque)
 
 
 def _unspell(text: str, origin: Sequence[int]) -> tuple[str, Sequence[int]]:
@@ -112,15 +117,31 @@ def _fold_cluster(cluster: str) -> str:
 
 
 def _join_spaced(text: str, origin: Sequence[int]) -> tuple[str, Sequence[int]]:
-    """`h o w`-style runs of three letters and more become words."""
+    """`h o w`-style runs of three letters and more become words, and so does `hhhooowww`."""
+    for spaced in _SPACED:
+        steps = ((*m.span(), 1 + len(m[1])) for m in spaced.finditer(text))
+        runs = ((start, end, range(start, end, step)) for start, end, step in steps)
+        text, origin = _keep(text, origin, runs)
+    tripled = (m.span() for m in _TRIPLED.finditer(text))
+    once = (
+        (start, end, [n for n in range(start, end) if n == start or text[n] != text[n - 1]])
+        for start, end in tripled
+    )
+    return _keep(text, origin, once)
+
+
+def _keep(
+    text: str, origin: Sequence[int], runs: Iterable[tuple[int, int, Sequence[int]]]
+) -> tuple[str, Sequence[int]]:
+    """Of each run, from a start to an end, the characters at its places alone."""
     pieces: list[str] = []
     kept: list[int] = []
     last = 0
-    for match in _SPACED.finditer(text):
-        pieces += text[last : match.start()], match[0][::2]
-        kept.extend(origin[last : match.start()])
-        kept.extend(origin[match.start() : match.end() : 2])
-        last = match.end()
+    for start, end, places in runs:
+        pieces += text[last:start], *(text[n] for n in places)
+        kept.extend(origin[last:start])
+        kept.extend(origin[n] for n in places)
+        last = end
     if not pieces:
         return text, origin
     return "".join([*pieces, text[last:]]), [*kept, *origin[last:]]

@@ -97,6 +97,13 @@ def test_canonical_text_is_its_own_canonical_text(text: str) -> None:
         ("a b o m b", "abomb"),
         ("b.o.m.b", "bomb"),
         ("b-o-m-b, k_i_l_l", "bomb, kill"),
+        ("h|o|w d|o i m|a|k|e a b|o|m|b", "how d|o i make a bomb"),
+        ("m/a/k/e, b++o++m++b, k😀i😀l😀l", "make, bomb, kill"),
+        ("(b)(o)(m)(b) [k][i][l][l]", "(bomb) [kill]"),
+        ("m  a  k  e   b  o  m  b", "make   bomb"),
+        ("k\ti\tl\tl", "kill"),
+        ("k\ni\nl\nl", "kill"),
+        ("mmmaaakkkeee bbbooommmbbb", "make bomb"),
         ("k о t", "kot"),  # spaced and Cyrillic at once
         ("b0mb", "bomb"),
         ("k!ll", "kill"),
@@ -120,6 +127,8 @@ def test_what_hides_a_word_is_undone(hidden: str, plain: str) -> None:
         "你好",
         "C'est la vie: 100 % of 250 items, at 13:45.",
         "x = [1, 2]; print(x[0])",
+        "The KKK, www.example.org, a sooo long and III",
+        "Pick one: a, b, c or d. Rock'n'roll, R&B.",
     ],
 )
 def test_ordinary_text_is_left_as_it_is(text: str) -> None:
@@ -290,7 +299,7 @@ def test_windows_cover_every_character_of_any_text(
 def test_windows_hold_every_token_and_overlap_as_told(encoder: Encoder, letters: list[str]) -> None:
     head = len(encoder.encode(Pair("", ""))[0].ids) - 1
     ids = {c: encoder.encode(Pair("", c))[0].ids[head] for c in LETTERS}
-    first, *rest = (w.ids[head:-1] for w in encoder.encode(Pair("", "  ".join(letters))))
+    first, *rest = (w.ids[head:-1] for w in encoder.encode(Pair("", " \n ".join(letters))))
     joined = first
     for body in rest:
         assert joined[-SMALL.overlap :] == body[: SMALL.overlap]
