@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 from tqdm import tqdm
 
-from guardrail.encoding import Encoder
+from guardrail.encoding import Encoder, canonicalise
 from guardrail.moderator import OnnxModerator
 from guardrail.verdict import Pair
 
@@ -37,11 +37,12 @@ def text_logits(
 def cached_logits(
     moderator: OnnxModerator, pairs: Sequence[Pair], cache: Path | None, *, label: str = ""
 ) -> tuple[np.ndarray, np.ndarray]:
-    """`text_logits`, kept in a file of `cache` named after the model's hash and the texts, so that
-    a run that was stopped, or whose calibration alone has changed, judges nothing twice."""
+    """`text_logits`, kept in a file of `cache` named after the model's hash and the texts as the
+    model sees them, so that a run that was stopped, or whose calibration alone has changed, judges
+    nothing twice."""
     if cache is None or not pairs:
         return text_logits(moderator, pairs, label=label)
-    texts = json.dumps([(pair.prompt, pair.response) for pair in pairs])
+    texts = json.dumps([[_seen(pair.prompt), _seen(pair.response)] for pair in pairs])
     identity = [*sorted(moderator.manifest.files.items()), moderator.manifest.encoding, texts]
     key = hashlib.sha256(json.dumps(identity, default=dict).encode("utf-8")).hexdigest()[:24]
     path = cache / f"{key}.npz"
@@ -54,3 +55,7 @@ def cached_logits(
     np.savez(partial, severity=severity, categories=categories)
     os.replace(partial, path)
     return severity, categories
+
+
+def _seen(text: str | None) -> str | None:
+    return None if text is None else canonicalise(text).text

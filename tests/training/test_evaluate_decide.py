@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -12,6 +14,7 @@ pytest.importorskip("sklearn")
 pytest.importorskip("tqdm")
 
 from guardrail import Category, Direction, Guard, OnnxModerator, Policy, Thresholds
+from guardrail.encoding import Canonical
 from guardrail.policy import LEVELS
 from training.data import Example
 from training.decisions import called, decide
@@ -44,6 +47,21 @@ def test_decide_says_what_a_guard_says() -> None:
         assert seen.probabilities[row] == pytest.approx(expected, abs=1e-9)
         probabilities = list(verdict.assessment.categories.values())
         assert seen.categories[row] == pytest.approx(probabilities, abs=1e-9)
+
+
+def test_what_is_kept_of_an_evaluation_is_of_the_texts_as_the_model_saw_them(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    moderator = OnnxModerator(device="cpu", locate=False)
+    spaced = [Example("k~i~l~l them all", None, "test")]
+    first = decide(moderator, spaced, cache=tmp_path)
+    assert np.array_equal(
+        decide(moderator, spaced, cache=tmp_path).probabilities, first.probabilities
+    )
+    assert len(list(tmp_path.glob("*.npz"))) == 1
+    monkeypatch.setattr("training.scoring.canonicalise", lambda text: Canonical(text, [], False))
+    decide(moderator, spaced, cache=tmp_path)
+    assert len(list(tmp_path.glob("*.npz"))) == 2
 
 
 probability = st.sampled_from([0.0, 0.25, 0.5, 0.75, 1.0]) | st.floats(0, 1)
