@@ -49,7 +49,7 @@ class Args:
     """Share of equal decisions (severity called at 0.5) between torch and the file that is asked;
     nor may any severity differ by two levels."""
     parity_texts: int = 2000
-    range_texts: int = 80
+    range_texts: int = 240
     """Training texts from which int8 learns the range of activations."""
 
 
@@ -189,6 +189,8 @@ def command_of(summary: dict[str, Any]) -> str:
     if seeds is None:
         return command
     soup = "python -m training.soup" + (f" --start {start}" if start else "")
+    if start and (parts := summary.get("soup_start_parts", 1)) > 1:
+        soup += f" --start-parts {parts}"
     rest = f"the same with each --seed of {seeds[1:]}; " if seeds[1:] else ""
     return f"{command}; {rest}{soup}"
 

@@ -33,6 +33,8 @@ class Args:
     out: Path
     start: Path | None = None
     """What they went on from, a run or an artifact, as one part more."""
+    start_parts: int = 1
+    """As so many parts: the more, the nearer the mean is to it."""
     on_grid: bool = False
 
 
@@ -47,6 +49,8 @@ def mean(states: Sequence[Mapping[str, Tensor]]) -> dict[str, Tensor]:
 
 
 def main(args: Args) -> None:
+    if args.start_parts < 1:
+        raise SystemExit(f"--start-parts is {args.start_parts}: it has to be 1 or more")
     if len(args.models) + (args.start is not None) < 2:
         raise SystemExit("--models: give two or more, or one and its --start")
     summaries = [_summary(folder) for folder in args.models]
@@ -57,7 +61,7 @@ def main(args: Args) -> None:
             f"these began apart (bases {sorted(bases)}, starts {sorted(starts)}): the mean of "
             "their weights would be no model"
         )
-    parts = [*args.models, *([args.start] if args.start else [])]
+    parts = [*args.models, *([args.start] * args.start_parts if args.start else [])]
     states = [weights_of(folder) for folder in parts]
     try:
         state = mean(states)
@@ -76,9 +80,10 @@ def main(args: Args) -> None:
         **summaries[0],
         "soup_seeds": [one["args"]["seed"] for one in summaries],
         "soup_start": str(args.start) if args.start else None,
+        "soup_start_parts": args.start_parts,
     }
     (args.out / "summary.json").write_text(json.dumps(merged, indent=1), encoding="utf-8")
-    print(f"{args.out}: the mean of {len(states)} models")
+    print(f"{args.out}: the mean of {len(states)} parts")
 
 
 def _summary(folder: Path) -> dict[str, Any]:

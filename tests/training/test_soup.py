@@ -63,6 +63,16 @@ def test_one_run_and_its_start_make_a_soup(runs: tuple[Path, Path, Path], tmp_pa
         torch.testing.assert_close(weight, (before[key] + after[key]) / 2)
 
 
+def test_the_start_may_count_twice(runs: tuple[Path, Path, Path], tmp_path: Path) -> None:
+    start, one, _ = runs
+    soup.main(soup.Args(models=(one,), start=start, start_parts=2, out=tmp_path))
+    before, after = _state(start), _state(one)
+    for key, weight in _state(tmp_path).items():
+        torch.testing.assert_close(weight, (2 * before[key] + after[key]) / 3)
+    with pytest.raises(SystemExit, match="--start-parts is 0"):
+        soup.main(soup.Args(models=(one,), start=start, start_parts=0, out=tmp_path))
+
+
 def test_a_soup_on_the_grid_is_what_int8_can_hold(
     runs: tuple[Path, Path, Path], tmp_path: Path
 ) -> None:
