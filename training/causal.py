@@ -17,6 +17,7 @@ from transformers import AutoConfig
 
 from training.bases import base_folder
 from training.model import is_causal
+from training.runs import in_a_line
 
 _NAMES = {"<|im_start|>": "<s>", "<|im_end|>": "</s>", "<|endoftext|>": "<pad>"}
 
@@ -24,15 +25,20 @@ _NAMES = {"<|im_start|>": "<s>", "<|im_end|>": "</s>", "<|endoftext|>": "<pad>"}
 def moderation_base(name: str, cache: Path) -> Path:
     """The folder of base `name`, with a tokenizer that `guardrail.encoding` can read."""
     folder = base_folder(name, cache)
-    if not is_causal(AutoConfig.from_pretrained(folder)):
+    try:
+        config = AutoConfig.from_pretrained(folder)
+    except (OSError, ValueError) as error:
+        raise SystemExit(f"{folder}: not a model: {in_a_line(error)}") from error
+    if not is_causal(config):
         return folder
     renamed = cache / f"{folder.resolve().name}--turns"
     if not renamed.exists():
         partial = renamed.with_suffix(".partial")
         shutil.rmtree(partial, ignore_errors=True)
         partial.mkdir(parents=True)
-        for file in ("config.json", "model.safetensors"):
-            (partial / file).symlink_to((folder / file).resolve())
+        for file in folder.iterdir():
+            if file.name != "tokenizer.json":
+                (partial / file.name).symlink_to(file.resolve())
         tokenizer = json.loads((folder / "tokenizer.json").read_text(encoding="utf-8"))
         _rename(tokenizer, folder)
         (partial / "tokenizer.json").write_text(json.dumps(tokenizer), encoding="utf-8")

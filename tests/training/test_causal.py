@@ -50,6 +50,11 @@ def test_a_model_without_the_marks_of_a_turn_is_refused(chat_model: Path, tmp_pa
         moderation_base(str(plain), tmp_path / "cache")
 
 
+def test_a_folder_that_holds_no_model_is_told(tmp_path: Path) -> None:
+    with pytest.raises(SystemExit, match="not a model: "):
+        moderation_base(str(tmp_path), tmp_path / "cache")
+
+
 def test_its_first_layers_learn_and_teach(
     chat_model: Path, tiny_data: Path, tmp_path: Path
 ) -> None:
