@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 import unicodedata
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from itertools import pairwise
@@ -36,6 +36,9 @@ class Canonical:
         return self.origin[start], self.origin[end]
 
 
+_Change = tuple[int, int, str, Sequence[int]]
+"""Start and end of a stretch, what stands there instead, where each character of that is from."""
+
 _LEET = str.maketrans("013457@$!", "oieastasi")
 # An @ before a domain is an address, and personal data must keep its shape.
 _LEET_INSIDE = re.compile(r"(?<=[A-Za-z])(?:[013457$!]|@(?![\w\-]+\.\w)){1,3}(?=[A-Za-z])")
@@ -44,7 +47,7 @@ _SPACED = [
     re.compile(rf"(?<![^\W_])[^\W\d_]({between})(?:[^\W\d_]\1)+[^\W\d_](?![^\W_])")
     for between in (r"[^\w\s]{1,3}|_", r"[^\S\n]{1,3}|\n{1,2}")
 ]
-_TRIPLED = re.compile(r"(?<![^\W\d_])(?:([A-Za-z])\1{2,}){2,}(?![^\W\d_])")
+_TRIPLED = re.compile(r"(?<![^\W\d_])(?:([A-Za-z])\1{2,}(?!\1)){2,}(?![^\W\d_])")
 _WORD = re.compile(rf"(?:[^\W\d_]|[{re.escape(SYMBOLS)}])+")
 _FOLDABLE = re.compile(r"[\x00-\x7f]?[^\x00-\x7f]+|[\x00-\x08\x0b\x0c\x0e-\x1f\x7f]+")
 _DROPPED = frozenset({"Cf", "Mn", "Me", "Cs", "Co"})
@@ -62,8 +65,9 @@ def canonicalise(text: str) -> Canonical:
     opaque = unreadable(chars)
     while (opened := _read_blobs(chars, origin))[0] != chars:
         chars, origin = _unspell(*opened)
-    # Leet is undone last: it would turn the digits of encoded blobs into letters.
-    return Canonical(_undo_leet(chars), origin, opaque)
+    # Leet is undone after all that: it would turn the digits of encoded blobs into letters.
+    chars = _undo_leet(chars)
+    return Canonical(*_spliced(chars, origin, _once(chars, origin)), opaque)
 
 
 def _unspell(text: str, origin: Sequence[int]) -> tuple[str, Sequence[int]]:
@@ -75,23 +79,31 @@ def _undo_leet(text: str) -> str:
     return _LEET_INSIDE.sub(lambda m: m[0].translate(_LEET), text)
 
 
-def _fold_unicode(text: str) -> tuple[str, Sequence[int]]:
-    if not _FOLDABLE.search(text):
-        return text, range(len(text) + 1)
-    out: list[str] = []
-    origin: list[int] = []
+def _spliced(
+    text: str, origin: Sequence[int], changes: Iterable[_Change]
+) -> tuple[str, Sequence[int]]:
+    """`text` and its origins after `changes`, which are in order and apart."""
+    pieces: list[str] = []
+    kept: list[int] = []
     last = 0
-    for match in _FOLDABLE.finditer(text):
-        out.append(text[last : match.start()])
-        origin.extend(range(last, match.start()))
-        for start, cluster in _clusters(match[0]):
-            folded = _fold_cluster(cluster)
-            out.append(folded)
-            origin.extend([match.start() + start] * len(folded))
-        last = match.end()
-    out.append(text[last:])
-    origin.extend(range(last, len(text) + 1))
-    return "".join(out), origin
+    for start, end, new, source in changes:
+        pieces += text[last:start], new
+        kept.extend(origin[last:start])
+        kept.extend(source)
+        last = end
+    if not pieces:
+        return text, origin
+    return "".join([*pieces, text[last:]]), [*kept, *origin[last:]]
+
+
+def _fold_unicode(text: str) -> tuple[str, Sequence[int]]:
+    def folded() -> Iterator[_Change]:
+        for match in _FOLDABLE.finditer(text):
+            parts = [(match.start() + at, _fold_cluster(c)) for at, c in _clusters(match[0])]
+            origin = [at for at, new in parts for _ in new]
+            yield *match.span(), "".join(new for _, new in parts), origin
+
+    return _spliced(text, range(len(text) + 1), folded())
 
 
 def _clusters(text: str) -> Iterable[tuple[int, str]]:
@@ -117,51 +129,30 @@ def _fold_cluster(cluster: str) -> str:
 
 
 def _join_spaced(text: str, origin: Sequence[int]) -> tuple[str, Sequence[int]]:
-    """`h o w`-style runs of three letters and more become words, and so does `hhhooowww`."""
+    """`h o w`-style runs of three letters and more become words."""
     for spaced in _SPACED:
-        steps = ((*m.span(), 1 + len(m[1])) for m in spaced.finditer(text))
-        runs = ((start, end, range(start, end, step)) for start, end, step in steps)
-        text, origin = _keep(text, origin, runs)
-    tripled = (m.span() for m in _TRIPLED.finditer(text))
-    once = (
-        (start, end, [n for n in range(start, end) if n == start or text[n] != text[n - 1]])
-        for start, end in tripled
-    )
-    return _keep(text, origin, once)
+        joined = (
+            (*m.span(), m[0][:: 1 + len(m[1])], origin[m.start() : m.end() : 1 + len(m[1])])
+            for m in spaced.finditer(text)
+        )
+        text, origin = _spliced(text, origin, joined)
+    return text, origin
 
 
-def _keep(
-    text: str, origin: Sequence[int], runs: Iterable[tuple[int, int, Sequence[int]]]
-) -> tuple[str, Sequence[int]]:
-    """Of each run, from a start to an end, the characters at its places alone."""
-    pieces: list[str] = []
-    kept: list[int] = []
-    last = 0
-    for start, end, places in runs:
-        pieces += text[last:start], *(text[n] for n in places)
-        kept.extend(origin[last:start])
-        kept.extend(origin[n] for n in places)
-        last = end
-    if not pieces:
-        return text, origin
-    return "".join([*pieces, text[last:]]), [*kept, *origin[last:]]
+def _once(text: str, origin: Sequence[int]) -> Iterator[_Change]:
+    """`hhhooowww`, whose letters are each written three times and more, becomes `how`."""
+    for match in _TRIPLED.finditer(text):
+        start, end = match.span()
+        kept = [n for n in range(start, end) if n == start or text[n] != text[n - 1]]
+        yield start, end, "".join(text[n] for n in kept), [origin[n] for n in kept]
 
 
 def _read_blobs(text: str, origin: Sequence[int]) -> tuple[str, Sequence[int]]:
     """Encoded blobs become what they say. Each character of it comes from where the blob starts,
     so that what is held against one of them is held against the blob."""
-    pieces: list[str] = []
-    kept: list[int] = []
-    last = 0
-    for start, end, said in decoded(text):
-        plain, _ = _fold_unicode(said)
-        pieces += text[last:start], plain
-        kept.extend(origin[last:start])
-        kept.extend([origin[start]] * len(plain))
-        last = end
-    if not pieces:
-        return text, origin
-    return "".join([*pieces, text[last:]]), [*kept, *origin[last:]]
+    plain = ((start, end, _fold_unicode(said)[0]) for start, end, said in decoded(text))
+    read = ((start, end, new, [origin[start]] * len(new)) for start, end, new in plain)
+    return _spliced(text, origin, read)
 
 
 def _fold_homoglyphs(text: str) -> str:

@@ -104,6 +104,7 @@ def test_canonical_text_is_its_own_canonical_text(text: str) -> None:
         ("k\ti\tl\tl", "kill"),
         ("k\ni\nl\nl", "kill"),
         ("mmmaaakkkeee bbbooommmbbb", "make bomb"),
+        ("bbbооommmbbb kkk111llleee", "bomb kile"),  # Cyrillic о, and leet
         ("k о t", "kot"),  # spaced and Cyrillic at once
         ("b0mb", "bomb"),
         ("k!ll", "kill"),
@@ -127,7 +128,7 @@ def test_what_hides_a_word_is_undone(hidden: str, plain: str) -> None:
         "你好",
         "C'est la vie: 100 % of 250 items, at 13:45.",
         "x = [1, 2]; print(x[0])",
-        "The KKK, www.example.org, a sooo long and III",
+        "The KKK, www.example.org, a sooooooo long and III",
         "Pick one: a, b, c or d. Rock'n'roll, R&B.",
     ],
 )
