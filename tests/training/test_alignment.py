@@ -307,16 +307,19 @@ def test_each_objective_prefers_by_its_own_label() -> None:
     assert [dpo.better_of(two_safe, o) for o in ("dual", "harmless")] == [0, None]
 
 
-ASKED = {  # (more_helpful, less_harmful, unsafe) of what may be known of two answers
-    "help alone": (0, None, (None, None)),
-    "help alone, unsafe": (0, None, (True, False)),
-    "help alone, both safe": (0, None, (False, False)),
-    "harm alone": (None, 1, (None, None)),
-    "harm alone, unsafe": (None, 1, (True, False)),
-    "harm alone, contradicted": (None, 0, (True, False)),
-    "both": (0, 1, (True, False)),
-    "neither": (None, None, (None, None)),
-}
+ASKED = [  # what may be known of two answers
+    Preference("p", ("Do it.", "Leave it."), "s", helpful, harmless, unsafe=unsafe)
+    for helpful, harmless, unsafe in (
+        (0, None, (None, None)),  # help alone
+        (0, None, (True, False)),  # of a pair of which one is unsafe
+        (0, None, (False, False)),  # of two safe ones
+        (None, 1, (None, None)),  # harm alone
+        (None, 1, (True, False)),
+        (None, 0, (True, False)),  # contradicted
+        (0, 1, (True, False)),  # both
+        (None, None, (None, None)),
+    )
+]
 
 
 @pytest.mark.parametrize(
@@ -331,11 +334,7 @@ ASKED = {  # (more_helpful, less_harmful, unsafe) of what may be known of two an
 def test_an_objective_does_not_use_a_pair_that_only_answers_the_other_question(
     objective: Any, expected: list[int | None]
 ) -> None:
-    pairs = [
-        Preference("p", ("Do it.", "Leave it."), "s", helpful, harmless, unsafe=unsafe)
-        for helpful, harmless, unsafe in ASKED.values()
-    ]
-    assert [dpo.better_of(p, objective) for p in pairs] == expected
+    assert [dpo.better_of(p, objective) for p in ASKED] == expected
 
 
 @pytest.mark.parametrize(
@@ -350,11 +349,7 @@ def test_an_objective_does_not_use_a_pair_that_only_answers_the_other_question(
 def test_an_own_pair_is_taken_at_its_word_unless_it_would_prefer_harm(
     objective: Any, expected: list[int | None]
 ) -> None:
-    pairs = [
-        Preference("p", ("Do it.", "Leave it."), "s", helpful, harmless, unsafe=unsafe)
-        for helpful, harmless, unsafe in ASKED.values()
-    ]
-    assert [dpo.by_word(p, objective) for p in pairs] == expected
+    assert [dpo.by_word(p, objective) for p in ASKED] == expected
 
 
 def test_dual_preferences_never_reject_a_refusal_for_a_safe_answer() -> None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import signal
 import subprocess
 import sys
 from collections.abc import Sequence
@@ -21,6 +20,7 @@ pytest.importorskip("peft")
 pytest.importorskip("onnx")
 
 import tiny_policy  # noqa: E402
+from terminating import terminated  # noqa: E402
 
 from training import plots  # noqa: E402
 from training.ppo_lag import Args, align, main  # noqa: E402
@@ -258,19 +258,8 @@ def command(args: Args, *launcher: str) -> tuple[list[str], dict[str, str]]:
 
 def test_the_command_stops_at_a_signal_and_goes_on_from_there(args: Args) -> None:
     line, environment = command(replace(args, steps=300, save_every=100))
-    with subprocess.Popen(
-        line, cwd=ROOT, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
-    ) as process:
-        assert process.stdout is not None
-        assert process.stderr is not None
-        for text in process.stdout:
-            if text.startswith("step 2/"):
-                process.send_signal(signal.SIGTERM)
-                break
-        rest, errors = process.stdout.read(), process.stderr.read()
-    assert process.returncode == 128 + signal.SIGTERM, errors
+    rest, errors = terminated(line, environment, at="step 2/")
     assert "the same command goes on from there" in errors
-    assert "Traceback" not in errors
     done = 2 + rest.count("step ")
     line, environment = command(replace(args, steps=done + 1))
     again = subprocess.run(line, cwd=ROOT, env=environment, capture_output=True, text=True)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import runpy
 import signal
-import subprocess
 import sys
 from pathlib import Path
 from typing import Any
@@ -19,6 +18,7 @@ pytest.importorskip("onnx")
 
 import tiny_policy  # noqa: E402
 import tiny_preferences  # noqa: E402
+from terminating import terminated  # noqa: E402
 
 from guardrail.errors import ModerationError  # noqa: E402
 
@@ -36,7 +36,6 @@ from training import (  # noqa: E402, F401
 )
 from training.runs import ends_in_a_line  # noqa: E402
 
-ROOT = Path(__file__).parents[2]
 SIGNALS = [signal.SIGINT, signal.SIGTERM]
 
 
@@ -113,19 +112,6 @@ def test_a_stopped_command_goes_on_where_it_was(tmp_path: Path) -> None:
     line = [sys.executable, "-m", "training.everyday", "--policy", str(tmp_path / "base")]
     line += ["--data", str(tmp_path / "data"), "--out", str(out), "--new-tokens", "4"]
     line += ["--batch", "4", "--prompts", "4000"]
-    environment = os.environ | {"OMP_NUM_THREADS": "1"}
-    with subprocess.Popen(
-        line, cwd=ROOT, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
-    ) as process:
-        assert process.stdout is not None
-        assert process.stderr is not None
-        for text in process.stdout:
-            if text.startswith("8/4000"):
-                process.send_signal(signal.SIGTERM)
-                break
-        process.stdout.read()
-        errors = process.stderr.read()
-    assert process.returncode == 128 + signal.SIGTERM, errors
+    _, errors = terminated(line, os.environ | {"OMP_NUM_THREADS": "1"}, at="8/4000")
     assert errors.splitlines()[-1].endswith("are kept: the same command goes on from there")
-    assert "Traceback" not in errors
     assert len((out / "turns.jsonl").read_bytes().splitlines()) >= 8
