@@ -7,17 +7,18 @@ import html
 import re
 from collections.abc import Callable, Iterator
 
-__all__ = ["decoded"]
+__all__ = ["BYTE", "CODE", "decoded"]
 
 _ENTITY = r"&#[xX]?[0-9A-Fa-f]{2,6};"
-_BYTE = r"(?:%|\\x|\\u00|0x)?[0-9A-Fa-f]{2}"
-_CODE = r"[A-Za-z0-9+/_\-]"
+# Patterns: a byte in hex, a character of base64.
+BYTE = r"(?:%|\\x|\\u00|0x)?[0-9A-Fa-f]{2}"
+CODE = r"[A-Za-z0-9+/_\-]"
 _BLOB = re.compile(
     rf"(?P<entities>{_ENTITY}(?:[ ]?{_ENTITY}){{3,}})"
     r"|(?P<bits>\b[01]{8}(?:[ ]?[01]{8}){3,}\b)"
-    rf"|(?P<hex>(?<![0-9A-Za-z]){_BYTE}(?:(?:[ :]|, ?)?{_BYTE}){{7,}})"
+    rf"|(?P<hex>(?<![0-9A-Za-z]){BYTE}(?:(?:[ :]|, ?)?{BYTE}){{7,}})"
     r"|(?P<codes>\b[0-9]{2,3}(?:[ ,]{1,2}[0-9]{2,3}){7,}\b)"
-    rf"|(?P<base64>(?:{_CODE}{{40,}}\r?\n)+{_CODE}+={{0,6}}|{_CODE}{{16,}}={{0,6}})"
+    rf"|(?P<base64>(?:{CODE}{{40,}}\r?\n)+{CODE}+={{0,6}}|{CODE}{{16,}}={{0,6}})"
 )
 
 

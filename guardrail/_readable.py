@@ -9,6 +9,8 @@ from collections import Counter
 from collections.abc import Callable
 from functools import lru_cache
 
+from guardrail._blobs import BYTE, CODE
+
 __all__ = ["is_latin", "latin_share", "unreadable"]
 
 
@@ -36,8 +38,8 @@ def _total(counts: Counter[str], kind: Callable[[str], bool]) -> int:
 
 _BLOB = re.compile(
     r"(?P<bits>\b[01][01 ]{63,})"
-    r"|(?P<base64>[A-Za-z0-9+/_\-]{40,}={0,2})"
-    r"|(?P<hex>(?:(?:%|\\x|\\u00|0x)?[0-9A-Fa-f]{2}[ :,]?){24,})"
+    rf"|(?P<base64>{CODE}{{40,}}={{0,2}})"
+    rf"|(?P<hex>(?:{BYTE}[ :,]?){{24,}})"
     r"|(?P<endless>[^\W_]{101,})"
 )
 

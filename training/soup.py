@@ -61,11 +61,13 @@ def main(args: Args) -> None:
             f"these began apart (bases {sorted(bases)}, starts {sorted(starts)}): the mean of "
             "their weights would be no model"
         )
-    parts = [*args.models, *([args.start] * args.start_parts if args.start else [])]
-    states = [weights_of(folder) for folder in parts]
+    states = [weights_of(folder) for folder in args.models]
+    if args.start:
+        states += [weights_of(args.start)] * args.start_parts
     try:
         state = mean(states)
     except ValueError as error:
+        parts = [*args.models, *([args.start] if args.start else [])]
         raise SystemExit(f"{', '.join(map(str, parts))}: {error}") from None
     args.out.mkdir(parents=True, exist_ok=True)
     for name in ("config.json", "tokenizer.json"):
