@@ -10,6 +10,7 @@ from collections.abc import Callable
 from functools import lru_cache
 
 from guardrail._blobs import BYTE, CODE
+from guardrail._language import foreign_share
 
 __all__ = ["is_latin", "latin_share", "unreadable"]
 
@@ -43,25 +44,29 @@ _BLOB = re.compile(
     r"|(?P<endless>[^\W_]{101,})"
 )
 
+_MUCH = 0.3  # of the letters
+
 
 def unreadable(text: str) -> bool:
     """True when an English model cannot tell what `text` says.
 
-    Foreign or phonetic script (over 30 % of at least four letters), or symbols (over 75 % of at
-    least 40 characters), or an encoded blob (base64, hex, bits, a word without end) that makes up
-    over 40 % of it, or English backwards or in ROT13. Expects text whose homoglyphs are undone, as
-    `canonicalise` does.
+    Foreign or phonetic script (over 30 % of at least four letters), or sentences of another
+    language (over 30 % of the letters), or symbols (over 75 % of at least 40 characters), or an
+    encoded blob (base64, hex, bits, a word without end) that makes up over 40 % of it, or English
+    backwards or in ROT13. Expects text whose homoglyphs are undone, as `canonicalise` does.
     """
     counts = Counter(text)
     letters = _total(counts, str.isalpha)
     foreign = letters - _total(counts, _is_written)
-    if foreign >= 4 and foreign > 0.3 * letters:
+    if foreign >= 4 and foreign > _MUCH * letters:
         return True
     dense = len(text) - _total(counts, str.isspace)
     if dense >= 40 and _total(counts, str.isalnum) < 0.25 * dense:
         return True
     blobs = sum(len(match[0]) for match in _BLOB.finditer(text) if _is_encoded(match))
-    return (blobs >= 40 and blobs > 0.4 * len(text)) or _is_scrambled(text)
+    if blobs >= 40 and blobs > 0.4 * len(text):
+        return True
+    return _is_scrambled(text) or foreign_share(text) > _MUCH
 
 
 def _is_encoded(match: re.Match[str]) -> bool:

@@ -69,7 +69,7 @@ def test_the_core_depends_on_no_framework(wheel: Path) -> None:
         if line.startswith("Requires-Dist: ") and "extra ==" not in line
     ]
     core = {requirement.split(">")[0].strip() for requirement in required}
-    assert core == {"numpy", "tokenizers", "httpx", "httpx-sse", "typer"}
+    assert core == {"numpy", "tokenizers", "py3langid", "httpx", "httpx-sse", "typer"}
 
 
 @pytest.mark.slow
