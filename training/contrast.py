@@ -10,7 +10,9 @@ from __future__ import annotations
 import itertools
 from collections.abc import Iterator
 
-__all__ = ["prompts"]
+from training.data import Example
+
+__all__ = ["examples", "prompts"]
 
 # A way to ask, as often as it is used with a thing to do.
 _ASKING = (
@@ -206,3 +208,19 @@ def prompts() -> Iterator[tuple[str, bool]]:
                 yield next(ways).format(f"{verb} {ending}"), ending in harmful
     yield from ((prompt, False) for prompt in _HARMLESS)
     yield from ((prompt, True) for prompt in _HARMFUL)
+
+
+def examples() -> list[Example]:
+    """The same as examples; of the harmful ones nothing else is known."""
+    return [
+        Example(
+            prompt=prompt,
+            response=None,
+            source="contrast",
+            unsafe=harmful,
+            severity=None if harmful else 0,
+            categories=None if harmful else [],
+            origin={"unsafe": "written for it"},
+        )
+        for prompt, harmful in prompts()
+    ]

@@ -15,7 +15,7 @@ from guardrail.taxonomy import Direction
 from guardrail.verdict import Pair
 from training.data import Example, near_duplicate_groups, normalise, read_jsonl
 
-Kind = Literal["annotated", "human", "harmless", "public"]
+Kind = Literal["annotated", "human", "harmless", "public", "written"]
 
 
 @dataclass(frozen=True)

@@ -30,6 +30,7 @@ from training.contrast import prompts
 from training.data import Example, Split, normalise, read_examples, targets
 from training.decisions import Decisions, decide
 from training.eval_sets import EvalSet, direction_of, held_out_sets, human_labels, public_sets
+from training.eval_statements import statement_sets
 from training.evaluation_report import fill_card, markdown
 from training.metrics import (
     binary_metrics,
@@ -40,6 +41,7 @@ from training.metrics import (
 )
 from training.prefixes import SHARES, caught_by, prefixes
 from training.robustness import OBFUSCATIONS, kept, obfuscated, sample
+from training.statements import statements
 
 MIN_TAG = 20  # texts of a source or category below which a row of figures says nothing
 
@@ -179,9 +181,11 @@ def evaluate(args: Args) -> dict[str, Any]:
     split = read_examples(args.data, args.split)
     trained = {normalise(e.prompt) for e in read_examples(args.data, "train")}
     trained |= {normalise(prompt) for prompt, _ in prompts()}
+    trained |= {normalise(said.response or said.prompt) for said in statements()}
     sets = [
         *held_out_sets(split, human_labels(args.source)),
         *public_sets(args.source, trained),
+        *statement_sets(),
     ]
     results: dict[str, dict[str, Any]] = {}
     drawn: dict[str, tuple[EvalSet, Decisions]] = {}

@@ -14,6 +14,7 @@ _KINDS = {
     "human": "Against human labels",
     "harmless": "Harmless texts: what is flagged",
     "public": "Parts of public benchmarks",
+    "written": "Abuse and plain talk, written and labelled for this by an AI",
 }
 _COLUMNS: dict[str, tuple[str, ...]] = {
     "annotated": (
@@ -29,6 +30,7 @@ _COLUMNS: dict[str, tuple[str, ...]] = {
         "n", "unsafe", "f1", "auroc", "auprc", "recall", "recall_at_1_fpr", "recall_at_5_fpr",
         "fpr", "ece",
     ),
+    "written": ("n", "unsafe", "f1", "auroc", "recall", "fpr"),
 }  # fmt: skip
 _SEVERITY = (
     "kappa", "severity_macro_f1", "severity_exact", "off_by_two", "grave_recall", "severe_caught",

@@ -176,6 +176,7 @@ def data_source(name: str, rows: int) -> dict[str, Any]:
         "benign": "CC-BY-NC-4.0 (AlpacaFarm, Alpaca); CC-BY-SA-3.0 (Dolly)",
         "over_refusal": "CC-BY-4.0 (XSTest); none stated (OKTest)",
         "contrast": "Apache-2.0 (written for this project)",
+        "statements": "Apache-2.0 (written for this project by an AI)",
         "unlabelled": "MIT (GPTFuzz); Apache-2.0 (DiaSafety); CC-BY-NC-SA-4.0 (S-Eval)",
         "pku": "CC-BY-NC-4.0 (PKU-SafeRLHF)",
     }

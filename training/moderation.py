@@ -29,12 +29,12 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from guardrail.encoding import Encoder, EncoderConfig
 from guardrail.errors import GuardrailError
+from training import contrast
 from training.augment import framed, obfuscate
 from training.balance import balanced
 from training.bases import MINILM
 from training.batching import Encoded, batches, encode, predict, tensors
 from training.causal import moderation_base
-from training.contrast import prompts
 from training.data import Example, read_examples
 from training.eval_sets import human_labels
 from training.metrics import moderation_metrics
@@ -43,6 +43,7 @@ from training.objective import Objective, loss_of
 from training.quantized import quantization_aware, settle
 from training.restore import weights_of
 from training.runs import identity, refuse_another, save_whole, warmup_then_linear
+from training.statements import statements
 
 
 @dataclass
@@ -89,7 +90,7 @@ class Args(Objective):
     framed: float = 0.0
     """Share of the prompts that are seen in a frame, such as "Please answer: "."""
     contrast: int = 0
-    """How often the prompts of `training.contrast` are seen per epoch."""
+    """How often what `training.contrast` and `training.statements` wrote is seen per epoch."""
     average: float = 0.0
     """Decay per step of a running average of the weights, which then is the result (EMA)."""
     quantization_aware: bool = False
@@ -323,7 +324,7 @@ def choose(examples: Sequence[Example], args: Args) -> list[Example]:
             continue
         times = [n for prefix, n in args.repeat.items() if example.source.startswith(prefix)]
         chosen += [example] * max(times, default=1)
-    chosen += _contrast() * args.contrast
+    chosen += [*contrast.examples(), *statements()] * args.contrast
     chosen = [
         _obfuscated(e, rng) if rng.random() < args.obfuscate else e for e in chosen[: args.limit]
     ]
@@ -332,22 +333,6 @@ def choose(examples: Sequence[Example], args: Args) -> list[Example]:
         if e.response is None and rng.random() < args.framed
         else e
         for e in chosen
-    ]
-
-
-def _contrast() -> list[Example]:
-    """`training.contrast` as examples; of the harmful ones nothing else is known."""
-    return [
-        Example(
-            prompt=prompt,
-            response=None,
-            source="contrast",
-            unsafe=harmful,
-            severity=None if harmful else 0,
-            categories=None if harmful else [],
-            origin={"unsafe": "written for it"},
-        )
-        for prompt, harmful in prompts()
     ]
 
 

@@ -10,9 +10,12 @@ from hypothesis import strategies as st
 
 pytest.importorskip("torch")
 
+from guardrail.taxonomy import Category
 from training.augment import framed, obfuscate
 from training.contrast import prompts
 from training.data import normalise
+from training.eval_statements import statement_sets
+from training.statements import statements
 
 
 @given(st.text(), st.integers(0, 2**31))
@@ -51,3 +54,22 @@ def test_contrast_has_harmless_and_harmful_endings_of_the_same_words() -> None:
     for verb in ("kill", "shoot", "blow up", "steal", "smuggle"):
         assert any(f" {verb} " in p for p in harmful)
         assert any(f" {verb} " in p for p in harmless)
+
+
+def test_statements_are_labelled_by_the_rubric_and_met_from_both_sides() -> None:
+    said = list(statements())
+    assert all((e.severity == 0) == (not e.categories) == (not e.unsafe) for e in said)
+    assert {name for e in said for name in e.categories or []} <= {c.value for c in Category}
+    alone = {(e.prompt, e.severity) for e in said if e.response is None}
+    answered = {(e.response, e.severity) for e in said if e.response is not None}
+    assert alone == answered
+    texts = [text for text, _ in alone]
+    assert len(set(texts)) == len(texts)
+    harmless = sum(e.severity == 0 for e in said)
+    assert 0.4 < harmless / len(said) < 0.6
+
+
+def test_what_is_evaluated_on_is_not_taught() -> None:
+    taught = {normalise(e.response or e.prompt) for e in statements()}
+    for each in statement_sets():
+        assert not taught & {normalise(e.response or e.prompt) for e in each.examples}
