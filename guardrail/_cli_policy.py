@@ -214,8 +214,8 @@ def _notes(found: Replay) -> Iterator[str]:
         )
     if found.unlike.rows:
         yield (
-            f"not decided as recorded by {found.baseline} itself, so that it or its model's "
-            f"thresholds were others then: {_counted(found.unlike)}"
+            f"recorded otherwise than {found.baseline} decides, for another policy, or another "
+            f"version of it or of its model's thresholds, decided then: {_counted(found.unlike)}"
         )
     if found.degraded:
         yield f"decided by on_error alone, as nothing was assessed: {found.degraded:,} rows"

@@ -219,7 +219,12 @@ class EventStream(Response):
                 await self._send_items(send)
             return
         except TimeoutError:
-            error = ApiError(504, f"a stream lasts {self._most:g} s at most", code="stream_timeout")
+            error = ApiError(
+                504,
+                f"a stream lasts {self._most:g} s at most",
+                code="stream_timeout",
+                kind="server_error",
+            )
         except ApiError as fault:
             error = fault
         if record := RECORD.get():

@@ -68,8 +68,8 @@ class Replay:
     actions: rows per (action before, action after), of those that are certain.
     degraded: of those, how many had no assessment, so that `on_error` decided on both sides.
     errors: rows that a scan had not judged. malformed: rows that are no verdict.
-    unlike: rows that `policy_from` itself would not have decided as recorded: it, or its model's
-        thresholds, are not those the record was made with.
+    unlike: rows that `policy_from` would not have decided as recorded: another policy decided
+        then, or it, or its model's thresholds, were others.
     """
 
     policy: str

@@ -349,6 +349,15 @@ def test_the_command_says_which_model_is_not_at_hand(scanned: Path) -> None:
     assert "the thresholds of model 'fake' are not at hand: 6 rows" in out
 
 
+def test_a_baseline_that_did_not_decide_the_record_is_not_said_to_have(scanned: Path) -> None:
+    code, out, _ = run(
+        scanned, "--policy", "permissive", "--policy-from", "strict", "--uncalibrated"
+    )
+    assert code == 0
+    assert "recorded otherwise than strict@1 decides, for another policy," in out
+    assert "decided then: 2 rows (such as 3, 5)" in out
+
+
 def test_the_command_gives_json(scanned: Path) -> None:
     code, out, _ = run(scanned, "--policy", "strict", "--policy-from", "balanced", "--json",
                        "--uncalibrated", "--examples", "1")  # fmt: skip
