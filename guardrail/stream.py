@@ -13,7 +13,9 @@ assessment of a text that contains it was decided as deliverable.
 Cost: each passage is judged once, with a bounded stretch of what was released before it, and the
 whole text once more at its end: linear in its length. What is masked is judged a second time, and a
 passage that is delivered, yet is not clearly harmless, sentence by sentence: amid harmless ones a
-harmful sentence looks milder than it is.
+harmful sentence looks milder than it is. A passage that is stopped for nothing but that the model
+cannot read it (a foreign quote, a key in hex) waits for what follows, for what can be read is a
+matter of shares.
 
 What it cannot do: a phrase that turns harmful with its last word has had its first words released
 by then, when they ended a passage. Passages end after a sentence or a word, never inside a word
@@ -105,6 +107,7 @@ _SENTENCE = re.compile(r"[.!?…][\"')\]]*\s|\n")
 _SPACE = re.compile(r"\s")
 _SENTENCE_CHARS = 40  # at least, to be judged alone: "1." says nothing
 _WORD = 32  # characters; of longer words nobody reads the beginning first
+_PATIENCE = 4  # passages, of the longest: as much of what cannot be read is gathered
 _Steps = Generator[Event, str | Verdict | None, tuple[str | None, Verdict]]
 
 
@@ -131,6 +134,10 @@ def stream_gate(
             continue
         context = out[max(0, len(out) - config.context) :]
         released, verdict = yield from _passage(context, text[done:end], context, config)
+        patience = float(_PATIENCE * config.longest)
+        if released is None and _only_unreadable(verdict) and hop < patience:
+            hop = min(2.0 * max(hop, len(text) - done), patience)  # doubled: each try reads it all
+            continue
         if released is None:
             yield Stop(verdict)
             return verdict
@@ -182,7 +189,7 @@ def _closer_look(
     for start, end in _sentences(new):
         if new[start:end].strip() and end - start < len(before + new):
             alone = yield from _verdict(new[start:end])
-            if not alone.delivers:
+            if not alone.delivers and not _only_unreadable(alone):
                 found.append(_moved(alone, len(before) + start))
     if not found:
         return None
@@ -191,6 +198,12 @@ def _closer_look(
         return worst
     passages = tuple(p for v in found for p in v.passages)
     return replace(worst, assessment=replace(worst.assessment, passages=passages))
+
+
+def _only_unreadable(verdict: Verdict) -> bool:
+    """Nothing is held against the text but that the model cannot read it."""
+    seen = verdict.assessment
+    return bool(seen and seen.unreadable and not verdict.reasons and not verdict.degraded)
 
 
 def _moved(verdict: Verdict, by: int) -> Verdict:

@@ -400,6 +400,56 @@ def test_a_clearly_harmless_text_is_not_looked_at_again() -> None:
     assert len(run_gate([PLAIN * 40], diluting, StreamConfig(second_look=0)).judged) > 40
 
 
+# --- what cannot be read -------------------------------------------------------------------------
+
+FOREIGN = "ΑΒΓΔ ΕΖΗΘ ΙΚΛΜ. "
+
+
+def reading(text: str) -> Verdict:
+    """As a policy that refuses what is foreign by more than 30 %, with a trace of harm in all."""
+    strange = text.count("Α") * len(FOREIGN) > 0.3 * len(text)
+    trace = replace(Assessment.harmless(Direction.OUTPUT), unreadable=strange)
+    levels = {**trace.severity_probabilities, Severity.NONE: 0.7, Severity.MINOR: 0.3}
+    seen = replace(trace, severity_probabilities=levels)
+    return Verdict(Action.REFUSE if strange else Action.ALLOW, Direction.OUTPUT, assessment=seen)
+
+
+@pytest.mark.parametrize("size", [1, 13, 10_000])
+@pytest.mark.parametrize("before", [0, 1, 40])
+def test_a_foreign_quote_does_not_stop_an_answer_that_can_be_read(size: int, before: int) -> None:
+    text = PLAIN * before + FOREIGN * 30 + PLAIN * 60
+    deltas = [text[i : i + size] for i in range(0, len(text), size)]
+    run = run_gate(deltas, reading)
+    assert run.text == text
+    assert all(piece in "".join(run.passed) for piece in run.released)
+    assert max(run.buffers) <= 4 * 600 + size
+
+
+@pytest.mark.parametrize("size", [1, 13, 10_000])
+@pytest.mark.parametrize("growth", [1, 2.5])
+def test_an_answer_that_cannot_be_read_is_stopped_soon_and_nothing_of_it_goes_out(
+    size: int, growth: float
+) -> None:
+    text = FOREIGN * 2000
+    deltas = [text[i : i + size] for i in range(0, len(text), size)]
+    run = run_gate(deltas, reading, StreamConfig(growth=growth))
+    assert run.text == ""
+    assert run.stopped is not None
+    assert len(run.received) <= 4 * 600 + 2 * size
+    assert sum(map(len, run.judged)) <= 4 * len(run.received)
+
+
+def test_harm_in_what_cannot_be_read_is_a_stop_at_once() -> None:
+    moderator = FakeModerator({"gulls": (Severity.SEVERE, Category.VIOLENCE)})
+    held = Guard(moderator, "strict").check(response=PLAIN)
+    assert held.reasons
+    assert held.assessment is not None
+    held = replace(held, assessment=replace(held.assessment, unreadable=True))
+    run = run_gate(list(PLAIN), lambda _: held)
+    assert run.stopped is held
+    assert len(run.received) < 10
+
+
 @given(text=st.text("ab. \n1", max_size=400))
 def test_sentences_are_the_text_in_order_and_none_is_only_a_number(text: str) -> None:
     spans = _sentences(text)
