@@ -13,6 +13,7 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from guardrail._language import read_tables
 from guardrail._onnx import Device, Session
 from guardrail._unwanted import check_wanted
 from guardrail.artifact import Calibration, artifact_folder, read_manifest
@@ -82,6 +83,7 @@ class OnnxModerator:
         self._max_chars = max_chars
         self._calibration = {d: self.manifest.calibration_of(d) for d in Direction}
         self._thresholds = {d: self.manifest.thresholds_of(d) for d in Direction}
+        read_tables()
 
     @property
     def id(self) -> str:

@@ -4,10 +4,11 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
+from fresh_kit import forks, run_fresh
 from hypothesis import given
 from hypothesis import strategies as st
 
-from guardrail import Action, Guard
+from guardrail import Action, Guard, GuardedChat
 from guardrail import _language as language
 from guardrail._language import foreign_share
 from guardrail.encoding import canonicalise
@@ -108,6 +109,71 @@ def test_a_text_in_another_language_is_never_passed_as_judged() -> None:
     assert not Guard(policy="strict").check(question).delivers
 
 
+def test_no_text_makes_the_cache_large() -> None:
+    for flood in ("1. " * 5000, "." * 5000, "\n" * 5000, "a. " * 9, "é" * 5000):
+        stretches = [s for s, _ in language._stretches(f"uno {flood} dos {flood} tres cuatro")]
+        assert stretches
+        assert max(map(len, stretches)) < 5000
+
+
+@pytest.mark.parametrize("size", [1, 4, 1000])
+@pytest.mark.parametrize(
+    "start",
+    [
+        "Bonjour, mes amis! That is how a French teacher greets",
+        '"¿Dónde está la biblioteca?" is what pupils ask of',
+        "Gabriel García Márquez, Jorge Luis Borges and Julio Cortázar wrote novels for",
+        "Au clair de la lune, mon ami Pierrot, prête-moi ta plume. So goes a song that is for",
+    ],
+)
+def test_a_strict_stream_lets_an_english_answer_start_with_foreign_words(
+    start: str, size: int
+) -> None:
+    text = start + " the class every morning. " + "The children then sing of the seasons. " * 6
+    chat = GuardedChat(
+        lambda _: (text[i : i + size] for i in range(0, len(text), size)), Guard(policy="strict")
+    )
+    assert "".join(chat.stream("What is this?")) == text
+
+
+def test_a_strict_stream_gives_out_no_answer_in_another_language() -> None:
+    text = "Le matin, le professeur salue la classe et les enfants chantent une chanson. " * 5
+    stream = GuardedChat(lambda _: iter(text), Guard(policy="strict")).stream("Hello.")
+    assert "enfants" not in "".join(stream)
+    assert stream.result.blocked
+
+
+def test_the_tables_are_read_when_a_moderator_is_made_and_not_in_the_first_judgement() -> None:
+    run_fresh(
+        """
+from guardrail import _language
+from guardrail.moderator import OnnxModerator
+
+assert _language._TABLES._found is None
+OnnxModerator()
+assert _language._TABLES._found is not None
+"""
+    )
+
+
+@forks
+def test_a_child_forked_while_the_tables_are_read_reads_them_too() -> None:
+    run_fresh(
+        """
+import os, signal
+from guardrail import _language
+
+with _language._TABLES._lock:  # as a thread of the parent's does
+    child = os.fork()
+    if child == 0:
+        signal.alarm(60)
+        assert _language.foreign_share("Das ist ein ganz kurzer Satz.") == 1
+        os._exit(0)
+assert os.waitpid(child, 0)[1] == 0
+"""
+    )
+
+
 @given(st.text(max_size=300))
 def test_any_text_has_a_share(text: str) -> None:
     assert 0 <= foreign_share(text) <= 1
@@ -122,7 +188,8 @@ def test_many_threads_that_come_first_read_the_tables_once(monkeypatch: pytest.M
         return read(*args, **options)
 
     monkeypatch.setattr(language.LanguageIdentifier, "from_model_file", counted)
-    language._opened.cache_clear()
+    monkeypatch.setattr(language, "_TABLES", language._Tables())
+    language._is_foreign.cache_clear()
     with ThreadPoolExecutor(8) as pool:
         assert set(pool.map(foreign_share, [f"Das ist ein Satz, der {i}." for i in range(16)])) == {
             1
