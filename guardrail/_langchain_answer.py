@@ -34,7 +34,7 @@ from guardrail.policy import Policy
 from guardrail.taxonomy import Direction
 from guardrail.verdict import Action, Pair, Verdict
 
-__all__ = ["Answer", "all_words", "from_turns", "is_user", "to_turns"]
+__all__ = ["Answer", "all_words", "from_turns", "to_turns"]
 
 # --- input ---------------------------------------------------------------------------------------
 
@@ -52,11 +52,6 @@ def from_turns(turns: Iterable[Message]) -> list[BaseMessage]:
     """Those same messages, but for the text of those that the protocol masked, and with the system
     message that it may have added."""
     return [_back(turn) for turn in turns]
-
-
-def is_user(message: BaseMessage) -> bool:
-    """True for what counts as a user's message."""
-    return _role(message) == "user"
 
 
 def _role(message: BaseMessage) -> str:

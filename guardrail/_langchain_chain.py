@@ -17,9 +17,9 @@ from langchain_core.outputs import ChatGeneration, Generation, LLMResult
 from langchain_core.prompt_values import ChatPromptValue, PromptValue, StringPromptValue
 from langchain_core.runnables import Runnable, RunnableConfig
 
-from guardrail._langchain_answer import all_words, is_user, to_turns
+from guardrail._langchain_answer import all_words, to_turns
 from guardrail._langchain_drive import Piece, Run, detached_config
-from guardrail.conversation import Check, Rules, conversation, read_messages
+from guardrail.conversation import Check, Rules, asked, conversation, read_messages
 from guardrail.errors import Blocked
 from guardrail.guard import Guard, as_guard
 from guardrail.stream import StreamConfig
@@ -272,7 +272,7 @@ class GuardrailCallbackHandler(BaseCallbackHandler):
         self._prompts.pop(run_id, None)
 
     def _judge_input(self, messages: list[BaseMessage]) -> str:
-        """The last user text. The protocol is run as far as the point where it calls a model."""
+        """What is asked for. The protocol is run as far as the point where it calls a model."""
         turns = read_messages(to_turns(messages))
         flow = conversation(turns, self._rules)
         seen: list[Verdict] = []
@@ -291,7 +291,7 @@ class GuardrailCallbackHandler(BaseCallbackHandler):
         self._tell(verdict)
         if not verdict.delivers:  # the protocol would have masked it
             raise Blocked(verdict)
-        return next(str(m.text) for m in reversed(messages) if is_user(m))
+        return asked(turns, self._rules.context_turns)
 
     def _tell(self, verdict: Verdict) -> None:
         if self._on_verdict is not None:

@@ -19,8 +19,8 @@ from guardrail.conversation import (
     Close,
     Pull,
     Rules,
+    asked,
     judge_input,
-    message_text,
     read_messages,
 )
 from guardrail.errors import Blocked, GuardrailError, UpstreamError
@@ -149,8 +149,8 @@ def judge_messages(
     the user's.
     """
     # A tool loop, or a system prompt alone, is a lawful request in which there is no user text.
-    asked = any(isinstance(m, Mapping) and m.get("role") == "user" for m in messages)
-    turns = read_messages([*messages, *([] if asked else [{"role": "user", "content": ""}])])
+    has_user = any(isinstance(m, Mapping) and m.get("role") == "user" for m in messages)
+    turns = read_messages([*messages, *([] if has_user else [{"role": "user", "content": ""}])])
     flow = judge_input(turns, rules)
     step = next(flow)
     while True:
@@ -161,8 +161,8 @@ def judge_messages(
         except StopIteration as end:
             turns, verdict, ok = end.value
             break
-    prompt = message_text([m for m in turns if m["role"] == "user"][-1])
-    return turns if asked else turns[:-1], prompt, verdict, ok
+    prompt = asked(turns, rules.context_turns)
+    return turns if has_user else turns[:-1], prompt, verdict, ok
 
 
 class Gate:

@@ -55,10 +55,10 @@ class GuardedChat:
         `guardrail.local.OnnxChat`, or a LangChain chat model, of which the texts are taken.
     guard: `Guard()` by default.
     on_block: `refuse` answers with a refusal text, `raise` raises Blocked.
-    context_turns: how many recent user turns, with the answers between them, are judged together,
-        beside the last one alone, so that an attack spread over turns is seen. Turns before them
-        are sent on as they are. A refused turn that stays in the history is judged again with it:
-        leave it out (`result.blocked`) if the chat is to go on.
+    context_turns: how many recent user turns are judged together, with the answers between them
+        and without, beside the last one alone, so that an attack spread over turns is seen. Turns
+        before them are sent on as they are. A refused turn that stays in the history is judged
+        again with it: leave it out (`result.blocked`) if the chat is to go on.
     regenerate_tries: how often a model is asked again, with a safety instruction, when the policy
         says `regenerate` and nothing of its answer was released; then it is a refusal.
     best_of: how the answers of all these tries are compared (`guardrail.score.BestOf`): the best of

@@ -35,6 +35,7 @@ __all__ = [
     "Rank",
     "Rules",
     "Step",
+    "asked",
     "conversation",
     "judge_input",
     "message_text",
@@ -144,7 +145,7 @@ def conversation(messages: Sequence[Message], rules: Rules) -> Generator[Step, A
     turns, seen, ok = yield from judge_input(list(messages), rules)
     if not ok:
         return (yield from _refuse(seen, rules, ChatResult("", "", seen)))
-    prompt = message_text(turns[_user_turns(turns)[-1]])
+    prompt = asked(turns, rules.context_turns)
     yield Open(turns)
     text, finish, verdict, ok = yield from _output(prompt, rules)
     result = ChatResult(text, finish, seen, verdict)
@@ -285,21 +286,38 @@ def _strongest(verdicts: Sequence[Verdict]) -> Verdict:
     return max(verdicts, key=lambda v: (v.action.rank, v.degraded))
 
 
-def _user_turns(messages: Sequence[Message]) -> list[int]:
-    return [i for i, message in enumerate(messages) if message["role"] == "user"]
+def _user_turns(messages: Sequence[Message], turns: int) -> list[int]:
+    """The recent messages of the user; blank ones are no turns, where there are others."""
+    users = [i for i, message in enumerate(messages) if message["role"] == "user"]
+    return ([i for i in users if message_text(messages[i]).strip()] or users)[-turns:]
+
+
+_WHOLE = 40  # characters: a shorter message ("go on") asks for something that was named before
+
+
+def asked(messages: Sequence[Message], turns: int) -> str:
+    """What the answer answers: the last user message, with those before a short one."""
+    prompt = ""
+    for i in reversed(_user_turns(messages, turns)):
+        prompt = "\n".join(filter(None, [message_text(messages[i]), prompt]))
+        if len(prompt) >= _WHOLE:
+            break
+    return prompt
 
 
 def _views(messages: Sequence[Message], turns: int) -> list[list[int]]:
-    """What is judged, as indices of messages: the last user message alone, and the recent turns
-    together where there are several."""
-    users = _user_turns(messages)
+    """What is judged, as indices of messages: the last user message alone, and where there are
+    several the recent turns together, and the user's of them: what is asked for in two halves
+    is not seen where a long answer stands between."""
+    users = _user_turns(messages, turns)
     recent = [
-        i
-        for i in range(users[-turns:][0], len(messages))
-        if messages[i]["role"] in ("user", "assistant")
+        i for i in range(users[0], len(messages)) if messages[i]["role"] in ("user", "assistant")
     ]
-    last = [users[-1]]
-    return [last] if recent == last else [last, recent]
+    views: list[list[int]] = []
+    for view in (users[-1:], recent, users):
+        if view not in views:
+            views.append(view)
+    return views
 
 
 def _pairs(messages: Sequence[Message], views: Sequence[Sequence[int]]) -> list[Pair]:
