@@ -15,6 +15,7 @@ from guardrail._server_config import Settings
 from guardrail._server_metrics import Metrics
 from guardrail._server_telemetry import RECORD, span
 from guardrail.batching import Batcher
+from guardrail.conversation import MOST_VIEWS
 from guardrail.errors import ArtifactError
 from guardrail.guard import Guard
 from guardrail.moderator import Moderator, OnnxModerator
@@ -69,8 +70,8 @@ def open_moderator(settings: Settings, given: Moderator | None) -> Moderator:
     moderator = given or _onnx_moderator(settings)
     if not model.batching or hasattr(moderator, "aassess"):
         return moderator
-    # A chat has one question pending at a time: of two views of its input, or one passage.
-    most = limits.texts + limits.chats * max(2, limits.choices)
+    # A chat has one question pending at a time: of its input, or a passage of each choice.
+    most = limits.texts + limits.chats * max(MOST_VIEWS, limits.choices)
     return Batcher(moderator, max_pending=most)
 
 

@@ -26,6 +26,7 @@ from guardrail.taxonomy import Direction
 from guardrail.verdict import Action, Pair, Passage, Verdict
 
 __all__ = [
+    "MOST_VIEWS",
     "ChatResult",
     "Check",
     "Close",
@@ -303,6 +304,9 @@ def asked(messages: Sequence[Message], turns: int) -> str:
         if len(prompt) >= _WHOLE:
             break
     return prompt
+
+
+MOST_VIEWS = 3  # of one input, which are judged at once
 
 
 def _views(messages: Sequence[Message], turns: int) -> list[list[int]]:

@@ -210,6 +210,31 @@ def test_at_saturation_nothing_but_429_is_said_and_no_verdict_is_degraded() -> N
         assert after.status_code == 200
 
 
+def test_no_chat_of_many_turns_is_degraded_by_others() -> None:
+    api = ChatApi()
+    turns = [
+        {"role": role, "content": f"{role} says this."} for role in ("user", "assistant", "user")
+    ]
+    limits = {"chats": 8, "choices": 1, "texts": 1, "inputs": 1}
+    go = threading.Event()
+    go.set()
+    moderator = FakeModerator(WORDS, on_assess=lambda pairs: go.wait(60))
+    with (
+        serving(moderator=moderator, upstream=api.url, limits=limits) as server,
+        ThreadPoolExecutor(8) as pool,
+    ):
+        go.clear()
+        url, body = f"{server.url}/chat/completions", {"model": "m", "messages": turns}
+        calls = [pool.submit(httpx.post, url, json=body, timeout=60) for _ in range(8)]
+        chats = server.service.admissions["/v1/chat/completions"]  # type: ignore[attr-defined]
+        until(lambda: chats.open == 8)
+        time.sleep(0.5)  # all of them ask
+        go.set()
+        answers = [call.result().json() for call in calls]
+    api.running.stop()
+    assert not [answer for answer in answers if answer["guardrail"]["degraded"]]
+
+
 def test_streams_hold_their_slot_until_they_end() -> None:
     api = ChatApi()
     api.texts, api.pause = ["Paris lies on the Seine. " * 40], 0.05
