@@ -27,6 +27,7 @@ from langchain_core.messages.tool import tool_call_chunk
 from pydantic import BaseModel
 
 from guardrail import _logprobs
+from guardrail._json_text import parsed
 from guardrail.chat_model import Message, Reply
 from guardrail.conversation import ChatResult, Check, Close, Emit, Open, Pull, Step
 from guardrail.errors import UpstreamError
@@ -105,6 +106,7 @@ _NOT_WORDS = {
     "call_id", "data", "encrypted_content", "encrypted_index", "id", "index", "signature",
     "status", "tool_call_id", "tool_use_id", "type",
 }  # fmt: skip
+_MODEL_MADE = {"args", "arguments", "input"}  # in these, every name and value is the model's
 # What a withheld or masked answer keeps of the model's metadata: nothing that can quote its text.
 _SAFE_METADATA = (
     "finish_reason", "id", "model", "model_name", "model_provider", "service_tier", "stop_reason",
@@ -362,19 +364,17 @@ def _words(held: AIMessageChunk) -> str:
     extra = {k: v for k, v in held.additional_kwargs.items() if not (calls and k == "tool_calls")}
     found = [*_strings(blocks, _NOT_WORDS), *_strings(extra, _NOT_WORDS)]
     for call in calls:
-        found.append(call["name"] or "")
-        try:
-            found += _strings(json.loads(call["args"] or "null"), None)
-        except json.JSONDecodeError:
-            found.append(call["args"] or "")
+        found += [call["name"] or "", *_strings(call["args"] or "", None)]
     return "\n".join(filter(None, found))
 
 
 def _strings(value: object, skip: set[str] | None) -> Iterator[str]:
-    """Every string in a value; without `skip`, the keys of its objects too, which a model made."""
+    """Every string in a value, those in JSON read; without `skip`, the keys and the numbers of its
+    objects too, which a model made."""
     match value:
         case str():
-            yield value
+            inner = parsed(value)
+            yield from [value] if inner is None else _strings(inner, None)
         case BaseModel():
             yield from _strings(value.model_dump(mode="json"), skip)
         case Mapping():
@@ -382,7 +382,9 @@ def _strings(value: object, skip: set[str] | None) -> Iterator[str]:
                 if skip is None:
                     yield str(key)
                 if skip is None or key not in skip:
-                    yield from _strings(item, skip)
+                    yield from _strings(item, None if key in _MODEL_MADE else skip)
         case list() | tuple():
             for item in value:
                 yield from _strings(item, skip)
+        case int() | float() if skip is None and not isinstance(value, bool):
+            yield str(value)

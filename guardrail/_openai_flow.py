@@ -7,12 +7,12 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-import json
 import sys
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ParamSpec, TypeVar
 
+from guardrail._json_text import parsed
 from guardrail.chat_model import Message
 from guardrail.conversation import (
     Check,
@@ -234,7 +234,7 @@ def strings(value: Any, *, made: bool = False) -> Iterator[str]:
     """The texts in JSON data; a string that is itself JSON (a tool call's arguments) is read, for
     escapes such as `\\u0062` hide words from a moderator."""
     if isinstance(value, str):
-        inner = _parsed(value)
+        inner = parsed(value)
         if inner is None:
             yield value
         else:
@@ -248,14 +248,3 @@ def strings(value: Any, *, made: bool = False) -> Iterator[str]:
             yield from strings(part, made=made)
     elif value is not None and not isinstance(value, bool):
         yield str(value)
-
-
-def _parsed(text: str) -> list[Any] | None:
-    if not text.lstrip().startswith(("{", "[", '"')):
-        return None
-    try:
-        # Pairs, not dicts: of a key that stands there twice, a dict would hold one.
-        found = json.loads(text, object_pairs_hook=lambda pairs: [list(pair) for pair in pairs])
-    except (ValueError, RecursionError):
-        return None
-    return [found]

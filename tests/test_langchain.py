@@ -336,6 +336,26 @@ def test_a_word_hidden_by_json_escapes_in_a_call_is_seen() -> None:
     assert is_block(total(list(model.stream("Send it"))))
 
 
+@pytest.mark.parametrize(
+    "said",
+    [
+        {"additional_kwargs": {"function_call": {"name": "f", "arguments": '{"a": "b\\u006fmb"}'}}},
+        {"content": [{"type": "mcp_call", "arguments": '{"a": "b\\u006fmb"}'}]},
+        {"content": [{"type": "server_tool_call", "name": "f", "args": {"status": "bomb"}}]},
+        {"content": [{"type": "server_tool_use", "name": "f", "input": {"bomb": 1}}]},
+    ],
+    ids=["a function call of old", "arguments in a block", "a key of the API's", "a name"],
+)
+def test_what_the_model_made_of_a_call_is_judged_wherever_it_stands(said: dict[str, Any]) -> None:
+    message = AIMessage(**{"content": "", **said})
+    model = GuardedChatModel(
+        inner=GenericFakeChatModel(messages=iter([message])), guard=make_guard()
+    )
+    answer = model.invoke("Send it")
+    assert is_block(answer)
+    assert not answer.additional_kwargs
+
+
 def blocks_model(*blocks: dict[str, Any]) -> BaseChatModel:
     """Streams its content blocks one by one, as Anthropic's and OpenAI's newer APIs do."""
 
