@@ -122,9 +122,17 @@ def _split(message: ChatCompletionMessage | ChoiceDelta) -> tuple[dict[str, str]
     return texts, {name: value for name, value in data.items() if name not in texts and value}
 
 
+# What the servers of this API call a message's fields that hold no words, and the parts that do.
+_NOT_WORDS = {"audio", "image", "images", "video", "videos"}
+_WORD_PARTS = {"output_text", "reasoning", "reference", "refusal", "text", "thinking"}
+
+
 def _judge_rest(ask: Ask, rest: Mapping[str, Any]) -> Judging[Verdict]:
-    if "audio" in rest:
-        return ask.unjudged("audio")
+    content = rest.get("content")
+    parts = content if isinstance(content, list) else []
+    kinds = {str(part.get("type", "text")) for part in parts if isinstance(part, Mapping)}
+    if strange := sorted((_NOT_WORDS & rest.keys()) | (kinds - _WORD_PARTS)):
+        return ask.unjudged(strange[0])
     return (yield from judge_strings(ask, rest))
 
 

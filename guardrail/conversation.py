@@ -313,9 +313,12 @@ def _views(messages: Sequence[Message], turns: int) -> list[list[int]]:
     """What is judged, as indices of messages: the last user message alone, and where there are
     several the recent turns together, and the user's of them: what is asked for in two halves
     is not seen where a long answer stands between."""
-    users = _user_turns(messages, turns)
+    every = _user_turns(messages, len(messages))
+    users = every[-turns:]
+    # What stands before the first of all may be an assistant's text that the model is to continue.
+    start = users[0] if len(every) > turns else 0
     recent = [
-        i for i in range(users[0], len(messages)) if messages[i]["role"] in ("user", "assistant")
+        i for i in range(start, len(messages)) if messages[i]["role"] in ("user", "assistant")
     ]
     views: list[list[int]] = []
     for view in (users[-1:], recent, users):
