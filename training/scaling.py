@@ -1,4 +1,5 @@
-"""Which calibration a head gets: the simplest that cross-validation does not tell from the best.
+"""Which calibration a head gets: the best by cross-validation, or with few texts the simplest that
+cross-validation does not tell from the best.
 
 Candidates, simplest first: none, temperature (Guo et al. 2017), Platt with a prior fitted on more
 data, Platt alone (1999). Isotonic regression is measured beside them for the record. Folds keep a
@@ -16,6 +17,7 @@ import numpy as np
 from guardrail.calibration import Scale, fit_isotonic, fit_platt, fit_temperature, scaled
 
 FOLDS, ROUNDS, STRENGTH = 10, 3, 10.0
+ENOUGH = 400  # texts on either side of a level: two numbers fitted to them chase no noise
 Predictor = Callable[[np.ndarray], np.ndarray]
 Fit = Callable[[np.ndarray, np.ndarray], Predictor]
 
@@ -58,7 +60,8 @@ def choose(
         gap = losses[name] - losses[best]
         return bool(gap.mean() <= gap.std() / np.sqrt(len(gap)))
 
-    chosen = next(name for name in candidates if indistinct(name))
+    enough = min(truth.sum(), (1 - truth).sum()) >= ENOUGH
+    chosen = best if enough else next(name for name in candidates if indistinct(name))
     means = {name: float(loss.mean()) for name, loss in losses.items()}
     return Choice(chosen, candidates[chosen](logits, truth), means)
 
