@@ -90,6 +90,8 @@ def score(each: EvalSet, seen: Decisions) -> dict[str, Any]:
         figures["category_macro_f1"] = np.mean([row["f1"] for row in known.values()])
         figures["categories"] = known
     groups = [normalise(e.prompt) for e in examples]
+    if len(set(groups)) == 1:  # small talk before each: the texts themselves are what is drawn
+        groups = [normalise(e.response or e.prompt) for e in examples]
     figures |= intervals(figures, groups, unsafe, seen.flagged, seen.probabilities[:, 0], graded)
     if len(set(each.tags)) > 1:
         figures["by_tag"] = _by_tag(each, seen, unsafe)
