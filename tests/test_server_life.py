@@ -27,7 +27,7 @@ from server_kit import ChatApi, process, serving, until
 from guardrail._server_telemetry import _Lines
 from guardrail.audit import verify
 
-ASKED: Any = [{"role": "user", "content": "Where is Paris? Zanzibar is my secret word."}]
+ASKED: Any = [{"role": "user", "content": "Where is Paris, seen from Zanzibar?"}]
 LONG = "Paris lies on the Seine. " * 100
 
 
