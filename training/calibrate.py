@@ -2,14 +2,15 @@
 
     python -m training.calibrate --model guardrail/models/small --data build/data
 
-On the validation split alone, per direction: a scaling per severity level and per category, chosen
-by cross-validated log-loss (`training.scaling`), then the thresholds. `minor` maximises F1 (on
-answers the mean of F1 against the annotation and against people's own labels, where `--source` has
-any) among thresholds that flag at most a target share of the benign texts; `moderate` and
-`severe` maximise quadratic kappa; categories take one shared threshold, or each its own for a
-target rate of false positives, whichever names categories better across folds. Writes the
-manifest; a report gets the comparison, the thresholds' intervals, and what it costs to promise
-that at most alpha of the harms pass (risk control).
+On the validation split, per direction: a scaling per severity level and per category, chosen by
+cross-validated log-loss (`training.scaling`), then the thresholds. `minor` maximises F1 among
+thresholds that flag at most a target share of the benign texts: the mean of F1 against the
+annotation and against people's own labels of answers, where `--source` has any, or the labels of
+prompts written for it (`training.eval_statements`), since few prompts are annotated, and none of
+them is an insult. `moderate` and `severe` maximise quadratic kappa; categories take one shared
+threshold, or each its own for a target rate of false positives, whichever names categories better
+across folds. Writes the manifest; a report gets the comparison, the thresholds' intervals, and
+what it costs to promise that at most alpha of the harms pass (risk control).
 """
 
 from __future__ import annotations
@@ -37,6 +38,8 @@ from guardrail.taxonomy import Category, Direction
 from guardrail.verdict import Pair
 from training.data import Example, read_examples, targets
 from training.eval_sets import direction_of, held_out_sets, human_labels
+from training.eval_statements import statements_held_out
+from training.everyday_texts import everyday_texts
 from training.scaling import Choice, choose
 from training.scoring import text_logits
 from training.thresholds import category_thresholds, fit_categories, fit_levels, risk_control
@@ -50,10 +53,12 @@ class Args:
     data: Path = Path("build/data")
     source: Path = Path("../shared/data")
     """Folder of the labelled data, for what people said of annotated answers."""
+    everyday: Path | None = None
+    """`turns.jsonl` of `training.everyday`: its held-out third counts as benign."""
     target_fpr: float = 0.01
     """Benign answers that may be flagged, as a share."""
     target_fpr_input: float = 0.035
-    """The same for prompts, where the benign ones are over-refusal questions, hard on purpose."""
+    """The same for prompts, where many benign ones are over-refusal questions, hard on purpose."""
     slack_input: float = 0.02
     """F1 on prompts, of which few are annotated, that counts as level with the best: the threshold
     is in the middle of those."""
@@ -67,12 +72,12 @@ class Args:
 
 @dataclass(frozen=True)
 class Scored:
-    """Validation texts of one direction: annotated ones, benign ones, ones with people's labels,
-    and the raw logits of all of them, in this order."""
+    """Validation texts of one direction: annotated ones, benign ones, others of which only
+    harmful or not is known, and the raw logits of all of them, in this order."""
 
     annotated: list[Example]
     benign: list[Example]
-    people: list[Example]
+    others: list[Example]
     severity: np.ndarray
     categories: np.ndarray
 
@@ -123,12 +128,13 @@ def fit_calibration(
 
 
 def markdown(report: dict[str, Any], delta: float) -> str:
-    lines = [f"# Calibration of {report['model']}", "", "Validation split; nothing else was seen."]
+    lines = [f"# Calibration of {report['model']}", ""]
+    lines += ["Validation split and statements held out; nothing else was seen."]
     for direction in [d.value for d in Direction if d.value in report]:
         part = report[direction]
         lines += [
             "", f"## {direction}: {part['annotated']} annotated, {part['benign']} benign, "
-            f"{part['people']} labelled by people", "",
+            f"{part['others']} others for the threshold", "",
             "| head | scaling | log-loss off | on | isotonic | ECE off | on | by chance |",
             "|---|---|---|---|---|---|---|---|",
         ]  # fmt: skip
@@ -196,18 +202,21 @@ def _head(
 # --- command -------------------------------------------------------------------------------------
 
 
+_BENIGN = ("benign/", "over_refusal/", "everyday")
+
+
 def _is_benign(example: Example) -> bool:
-    return example.severity == 0 and example.source.startswith(("benign/", "over_refusal/"))
+    return example.severity == 0 and example.source.startswith(_BENIGN)
 
 
 def _scored(
-    moderator: OnnxModerator, rows: Sequence[Example], people: list[Example], label: str
+    moderator: OnnxModerator, rows: Sequence[Example], others: list[Example], label: str
 ) -> Scored:
     annotated = [e for e in rows if e.source.startswith("annotated/") and e.origin.get("severity")]
     benign = [e for e in rows if _is_benign(e) and e.origin.get("severity")]
-    pairs = [Pair(e.prompt, e.response) for e in [*annotated, *benign, *people]]
+    pairs = [Pair(e.prompt, e.response) for e in [*annotated, *benign, *others]]
     severity, categories = text_logits(moderator, pairs, label=label)
-    return Scored(annotated, benign, people, severity, categories)
+    return Scored(annotated, benign, others, severity, categories)
 
 
 def calibrate(
@@ -222,9 +231,9 @@ def calibrate(
     is_input = rows.annotated[0].response is None
     slack = args.slack_input if is_input else 0.0
     benign = severity[n:last, 0]
-    said = np.array([bool(e.unsafe) for e in rows.people])
-    people = (severity[last:, 0], said) if said.any() else None
-    levels = fit_levels(severity[:n], truth, benign, target_fpr, slack, people)
+    said = np.array([bool(e.unsafe) for e in rows.others])
+    others = [(severity[last:, 0], said)] if said.any() else []
+    levels = fit_levels(severity[:n], truth, benign, target_fpr, slack, others)
     flagged = severity[:n, 0] >= levels["minor"]
     own, ways = fit_categories(
         categories[:n], names, flagged, [e.prompt for e in rows.annotated], args.few
@@ -257,7 +266,7 @@ def calibrate(
     report = {
         "annotated": n,
         "benign": len(rows.benign),
-        "people": len(rows.people),
+        "others": len(rows.others),
         "heads": heads,
         "thresholds": thresholds,
         "target_fpr": target_fpr,
@@ -273,13 +282,16 @@ def calibrate(
 def main(args: Args) -> None:
     moderator = OnnxModerator(args.model, device="cpu", locate=False)
     examples = read_examples(args.data, "validation")
+    if args.everyday:
+        examples += everyday_texts(args.everyday, held_out=True)
     sets = held_out_sets(examples, human_labels(args.source))
-    people = [example for each in sets if each.kind == "human" for example in each.examples]
+    others = [example for each in sets if each.kind == "human" for example in each.examples]
+    others += statements_held_out()
     scored = {
         direction: _scored(
             moderator,
             [e for e in examples if direction_of(e) is direction],
-            [e for e in people if direction_of(e) is direction],
+            [e for e in others if direction_of(e) is direction],
             direction.value,
         )
         for direction in Direction
@@ -302,7 +314,7 @@ def main(args: Args) -> None:
         }
         print(
             f"{direction.value}: {part['annotated']} annotated, {part['benign']} benign, "
-            f"{part['people']} labelled by people: {found['severity']}"
+            f"{part['others']} others: {found['severity']}"
         )
     path = args.report or args.data.parent / "calibration.md"
     path.parent.mkdir(parents=True, exist_ok=True)

@@ -37,6 +37,7 @@ from training.batching import Encoded, batches, encode, predict, tensors
 from training.causal import moderation_base
 from training.data import Example, read_examples
 from training.eval_sets import human_labels
+from training.everyday_texts import everyday_texts
 from training.metrics import moderation_metrics
 from training.model import ModerationModel
 from training.objective import Objective, loss_of
@@ -91,6 +92,8 @@ class Args(Objective):
     """Share of the prompts that are seen in a frame, such as "Please answer: "."""
     contrast: int = 0
     """How often what `training.contrast` and `training.statements` wrote is seen per epoch."""
+    everyday: Path | None = None
+    """`turns.jsonl` of `training.everyday`: harmless talk, seen as often as that."""
     average: float = 0.0
     """Decay per step of a running average of the weights, which then is the result (EMA)."""
     quantization_aware: bool = False
@@ -324,7 +327,8 @@ def choose(examples: Sequence[Example], args: Args) -> list[Example]:
             continue
         times = [n for prefix, n in args.repeat.items() if example.source.startswith(prefix)]
         chosen += [example] * max(times, default=1)
-    chosen += [*contrast.examples(), *statements()] * args.contrast
+    everyday = everyday_texts(args.everyday, held_out=False) if args.everyday else []
+    chosen += [*contrast.examples(), *statements(), *everyday] * args.contrast
     chosen = [
         _obfuscated(e, rng) if rng.random() < args.obfuscate else e for e in chosen[: args.limit]
     ]

@@ -34,20 +34,20 @@ def fit_levels(
     benign: np.ndarray,
     target_fpr: float,
     slack: float = 0.0,
-    people: tuple[np.ndarray, np.ndarray] | None = None,
+    others: Sequence[tuple[np.ndarray, np.ndarray]] = (),
 ) -> dict[str, float]:
-    """probability (n, 3) and truth (n,) of annotated texts; benign (m,) P(>= minor); people (k,)
-    P(>= minor) of texts that people labelled, and what they said (k,) bool.
+    """probability (n, 3) and truth (n,) of annotated texts; benign (m,) P(>= minor); others: of
+    further sets P(>= minor) (k,) and whether each text is harmful (k,) bool.
 
     `minor` flags at most `target_fpr` of the benign, and is the middle one of those whose F1 is
     within `slack` of the best: on few texts F1 is a plateau, and where on it the highest lies is
-    chance. F1 is against the annotation, or the mean of that and F1 against people, where there are
-    any. The others are where quadratic kappa is best.
+    chance. F1 is the mean over the annotated texts and each further set, so that small sets are
+    heard. `moderate` and `severe` are where quadratic kappa is best.
     """
     grid = np.arange(0.1, 0.91, 0.01)
     floor = threshold_for_rate(benign, target_fpr).value if len(benign) else 0.0
     allowed = [t for t in grid if t >= floor] or [max(floor, grid[-1])]
-    labelled = [(probability[:, 0], truth > 0), *([people] if people is not None else [])]
+    labelled = [(probability[:, 0], truth > 0), *others]
     scores = [np.mean([f1_score(unsafe, p >= t) for p, unsafe in labelled]) for t in allowed]
     minor = median_high(
         t for t, f1 in zip(allowed, scores, strict=True) if f1 >= max(scores) - slack

@@ -125,10 +125,10 @@ def test_people_who_call_more_harmful_lower_the_minor_threshold_within_the_budge
     benign = rng.beta(1, 12, 400)
     alone = fit_levels(p, truth, benign, 0.02)["minor"]
     people = p[:, 0], p[:, 0] > 0.2
-    heeded = fit_levels(p, truth, benign, 0.02, people=people)["minor"]
+    heeded = fit_levels(p, truth, benign, 0.02, others=[people])["minor"]
     assert 0.2 < heeded < alone
     assert (benign >= heeded).mean() <= 0.02
-    strict = fit_levels(p, truth, benign, 0.0, people=people)["minor"]
+    strict = fit_levels(p, truth, benign, 0.0, others=[people])["minor"]
     assert strict > benign.max()
 
 
@@ -301,7 +301,7 @@ def test_the_calibration_report_is_markdown_and_its_figures_are_json() -> None:
     report = {
         "model": "tiny-1",
         "output": {
-            "annotated": 3, "benign": 2, "people": 4,
+            "annotated": 3, "benign": 2, "others": 4,
             "heads": {
                 "minor": {
                     "chosen": "none", "losses": {"none": 0.3, "isotonic": 0.2}, "ece_before": 0.1,
@@ -313,6 +313,6 @@ def test_the_calibration_report_is_markdown_and_its_figures_are_json() -> None:
         },
     }  # fmt: skip
     text = calibration_markdown(json.loads(json.dumps(report)), 0.1)
-    assert "3 annotated, 2 benign, 4 labelled by people" in text
+    assert "3 annotated, 2 benign, 4 others for the threshold" in text
     assert "better for ['minor']" in text
     assert "| severe | 0.1 | 3 | needs 22 |" in text

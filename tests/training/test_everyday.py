@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import pytest
@@ -18,6 +18,7 @@ from tiny_preferences import cut_runs  # noqa: E402
 from guardrail import Guard  # noqa: E402
 from training import everyday, on_policy  # noqa: E402
 from training.everyday import Turn, keep, user_header  # noqa: E402
+from training.everyday_texts import everyday_texts  # noqa: E402
 from training.lm import load_policy  # noqa: E402
 from training.preferences import read_shown  # noqa: E402
 
@@ -53,6 +54,21 @@ def test_what_is_no_helped_everyday_prompt_is_left_out(turn: Turn) -> None:
 
 def test_held_out_prompts_are_left_out() -> None:
     assert kept([CAKE], everyday.normalise(CAKE.prompt)) == []
+
+
+def test_turns_become_harmless_texts_a_third_of_the_prompts_held_out(tmp_path: Path) -> None:
+    turns = [Turn(f"How do I get to street number {n}?", f"Take bus {n}.") for n in range(300)]
+    turns += [turns[0], Turn("", ""), Turn("Is it late?", " ")]
+    path = tmp_path / "turns.jsonl"
+    path.write_text("".join(json.dumps(asdict(turn)) + "\n" for turn in turns))
+    taught, held_out = (everyday_texts(path, held_out=out) for out in (False, True))
+    prompts = [{e.prompt for e in texts} for texts in (taught, held_out)]
+    assert not prompts[0] & prompts[1]
+    assert prompts[0] | prompts[1] == {turn.prompt for turn in turns if turn.prompt}
+    assert 60 < len(prompts[1]) < 140
+    texts = taught + held_out
+    assert len(texts) == 300 * 2 + 1  # each once, and one prompt has no answer
+    assert {(e.unsafe, e.severity, e.source) for e in texts} == {(False, 0, "everyday")}
 
 
 def test_the_user_is_played_from_the_header_of_its_turn(tmp_path: Path) -> None:
