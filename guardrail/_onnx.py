@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any, Literal, get_args
 
 from guardrail._forks import renewed_in_children
+from guardrail._int8 import saturates
 from guardrail.errors import ArtifactError, MissingExtra, require
 
 __all__ = ["GPUS", "NO_TELEMETRY", "REPAIR", "Device", "DeviceError", "Session", "runtime"]
@@ -131,6 +132,8 @@ def _open(
     options.intra_op_num_threads = threads or os.cpu_count() or 1
     # Idle spinning would take cores from the chat model that runs beside the guard.
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+    if saturates(ort):
+        options.add_session_config_entry("session.x64quantprecision", "1")
     available = ort.get_available_providers()
     chosen = device
     if device == "auto":

@@ -20,6 +20,7 @@ from typing import Literal
 from guardrail import __version__
 from guardrail._audit_check import UnusableLogError, check_log
 from guardrail._audit_files import Names
+from guardrail._int8 import saturates
 from guardrail._onnx import NO_TELEMETRY, REPAIR, DeviceError, runtime
 from guardrail.artifact import artifact_folder, read_manifest
 from guardrail.errors import GuardrailError, MissingExtra
@@ -117,10 +118,11 @@ def _runtime() -> Check:
     try:
         ort = runtime()
         providers = ", ".join(ort.get_available_providers())
+        slower = "; no VNNI here, so int8 takes a slower kernel" if saturates(ort) else ""
     except Exception as error:  # two runtimes over each other break in any way
         what = str(error) if isinstance(error, MissingExtra) else f"{type(error).__name__}: {error}"
         return Check("runtime", "failure", what, REPAIR)
-    detail = f"onnxruntime {ort.__version__}, providers: {providers}"
+    detail = f"onnxruntime {ort.__version__}, providers: {providers}{slower}"
     if os.environ[NO_TELEMETRY] != "1":
         detail += f"; {NO_TELEMETRY}={os.environ[NO_TELEMETRY]}, so it may report to Microsoft"
         return Check("runtime", "warning", detail, f"unset {NO_TELEMETRY}, or make it 1")

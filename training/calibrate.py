@@ -53,8 +53,9 @@ class Args:
     data: Path = Path("build/data")
     source: Path = Path("../shared/data")
     """Folder of the labelled data, for what people said of annotated answers."""
-    everyday: Path | None = None
-    """`turns.jsonl` of `training.everyday`: its held-out third counts as benign."""
+    everyday: tuple[Path, ...] = ()
+    """`turns.jsonl` of `training.everyday`, `training/harmless_turns.jsonl`: their held-out third
+    counts as benign."""
     target_fpr: float = 0.01
     """Benign answers that may be flagged, as a share."""
     target_fpr_input: float = 0.035
@@ -202,7 +203,7 @@ def _head(
 # --- command -------------------------------------------------------------------------------------
 
 
-_BENIGN = ("benign/", "over_refusal/", "everyday")
+_BENIGN = ("benign/", "over_refusal/", "everyday", "written")
 
 
 def _is_benign(example: Example) -> bool:
@@ -282,8 +283,7 @@ def calibrate(
 def main(args: Args) -> None:
     moderator = OnnxModerator(args.model, device="cpu", locate=False)
     examples = read_examples(args.data, "validation")
-    if args.everyday:
-        examples += everyday_texts(args.everyday, held_out=True)
+    examples += everyday_texts(args.everyday, held_out=True)
     sets = held_out_sets(examples, human_labels(args.source))
     others = [example for each in sets if each.kind == "human" for example in each.examples]
     others += statements_held_out()

@@ -25,6 +25,7 @@ from training.bases import SMOLLM2
 from training.data import normalise
 from training.lm import BASES_FOLDER, LanguageModel, encode_prompt, load_policy
 from training.on_policy import REPEATING, whole_sentences
+from training.precision import fast_dtype
 from training.preference_rows import Demonstration
 from training.preferences import read_demonstrations, write_rows
 from training.resuming import claim, kept_rows
@@ -111,7 +112,7 @@ def keep(turns: Sequence[Turn], guard: Guard, held_out: Collection[str]) -> list
 def main(args: Args) -> None:
     guard = Guard(policy=args.guard_policy)
     claim(args.out, args)
-    lm = load_policy(args.policy, args.bases, merged=True, dtype="bfloat16")
+    lm = load_policy(args.policy, args.bases, merged=True, dtype=fast_dtype())
     path = args.out / "turns.jsonl"
     turns = [Turn(**row) for row in kept_rows(path, args.batch, args.prompts)]
     while len(turns) < args.prompts:

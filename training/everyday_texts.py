@@ -1,30 +1,35 @@
-"""What `training.everyday` drew, as harmless texts for the moderation model and its thresholds.
+"""Harmless turns, a prompt and its answer each, for the moderation model and its thresholds.
 
-A small model that is asked for nothing harmful seldom writes harm: the label is presumed, of kind
-"derived". A third of the prompts is held out of training, to choose thresholds by.
+From two places: what `training.everyday` drew (a small model that is asked for nothing harmful
+seldom writes harm: the label is presumed, of kind "derived"), and `harmless_turns.jsonl` in this
+folder, which an AI wrote for this project: questions and answers whose topics or words lie near
+harm, from fraud prevention to murder mysteries, and as many of plain talk (kind "ai"). A third of
+the prompts is held out of training, to choose thresholds by.
 """
 
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from training.data import Example, normalise, read_jsonl
 
 __all__ = ["everyday_texts"]
 
 
-def everyday_texts(path: Path, *, held_out: bool) -> list[Example]:
-    """Each prompt once, alone and with its answer. path: `turns.jsonl`; held_out: the third that
-    is, or the rest."""
+def everyday_texts(paths: Sequence[Path], *, held_out: bool) -> list[Example]:
+    """Each prompt once, alone and with its answer. paths: files of turns (prompt, answer, and a
+    source, where it is not "everyday"); held_out: the third that is, or the rest."""
     found: dict[str, list[Example]] = {}
-    for turn in read_jsonl(path):
+    for turn in (turn for path in paths for turn in read_jsonl(path)):
         key = normalise(turn["prompt"])
         if not key or key in found or _is_held_out(key) is not held_out:
             continue
-        found[key] = [_harmless(turn["prompt"], None)]
+        found[key] = [_harmless(turn, None)]
         if turn["answer"].strip():
-            found[key].append(_harmless(turn["prompt"], turn["answer"]))
+            found[key].append(_harmless(turn, turn["answer"]))
     return [example for texts in found.values() for example in texts]
 
 
@@ -32,13 +37,15 @@ def _is_held_out(key: str) -> bool:
     return hashlib.sha256(key.encode()).digest()[0] % 3 == 0
 
 
-def _harmless(prompt: str, response: str | None) -> Example:
+def _harmless(turn: dict[str, Any], response: str | None) -> Example:
+    source = turn.get("source", "everyday")
+    kind = "derived" if source == "everyday" else "ai"
     return Example(
-        prompt=prompt,
+        prompt=turn["prompt"],
         response=response,
-        source="everyday",
+        source=source,
         unsafe=False,
         severity=0,
         categories=[],
-        origin={"severity": "derived", "categories": "derived"},
+        origin={"severity": kind, "categories": kind},
     )

@@ -15,7 +15,7 @@ import shutil
 import time
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
@@ -25,6 +25,7 @@ from guardrail.encoding import Encoder
 from training.batching import encode, predict
 from training.data import Example, read_examples
 from training.model import ModerationModel, encoder_of
+from training.precision import knows_bf16
 
 
 @dataclass
@@ -41,7 +42,8 @@ class Args:
     blend: bool = False
     """Average with the soft labels that `--data` has from another teacher: an ensemble of two."""
     chunk: int = 512
-    bf16: bool = True
+    bf16: bool = field(default_factory=knows_bf16)
+    """Autocast; by default where the machine knows bfloat16."""
 
 
 def relabel(

@@ -13,18 +13,18 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from safetensors import SafetensorError
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerBase
 
 from training.bases import SMOLLM2, base_folder
+from training.precision import DType
 from training.runs import digest_of, in_a_line
 
 __all__ = [
     "BASES_FOLDER",
-    "DType",
     "LanguageModel",
     "encode_answer",
     "encode_prompt",
@@ -39,7 +39,6 @@ __all__ = [
 ]
 
 BASES_FOLDER = Path("build/bases")
-DType = Literal["float32", "bfloat16"]
 
 
 @dataclass

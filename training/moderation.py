@@ -41,6 +41,7 @@ from training.everyday_texts import everyday_texts
 from training.metrics import moderation_metrics
 from training.model import ModerationModel
 from training.objective import Objective, loss_of
+from training.precision import knows_bf16
 from training.quantized import quantization_aware, settle
 from training.restore import weights_of
 from training.runs import identity, refuse_another, save_whole, warmup_then_linear
@@ -92,8 +93,9 @@ class Args(Objective):
     """Share of the prompts that are seen in a frame, such as "Please answer: "."""
     contrast: int = 0
     """How often what `training.contrast` and `training.statements` wrote is seen per epoch."""
-    everyday: Path | None = None
-    """`turns.jsonl` of `training.everyday`: harmless talk, seen as often as that."""
+    everyday: tuple[Path, ...] = ()
+    """Harmless talk, seen as often as that: `turns.jsonl` of `training.everyday`,
+    `training/harmless_turns.jsonl`."""
     average: float = 0.0
     """Decay per step of a running average of the weights, which then is the result (EMA)."""
     quantization_aware: bool = False
@@ -102,7 +104,8 @@ class Args(Objective):
     max_tokens: int = 256
     prompt_tokens: int = 80
     overlap: int = 48
-    bf16: bool = True
+    bf16: bool = field(default_factory=knows_bf16)
+    """Autocast; by default where the machine knows bfloat16."""
     checkpoint_seconds: float = 300.0
     limit: int | None = None
     """Train on so many texts only (tests)."""
@@ -327,7 +330,7 @@ def choose(examples: Sequence[Example], args: Args) -> list[Example]:
             continue
         times = [n for prefix, n in args.repeat.items() if example.source.startswith(prefix)]
         chosen += [example] * max(times, default=1)
-    everyday = everyday_texts(args.everyday, held_out=False) if args.everyday else []
+    everyday = everyday_texts(args.everyday, held_out=False)
     chosen += [*contrast.examples(), *statements(), *everyday] * args.contrast
     chosen = [
         _obfuscated(e, rng) if rng.random() < args.obfuscate else e for e in chosen[: args.limit]

@@ -25,6 +25,7 @@ import tyro
 
 from guardrail.verdict import Pair
 from training.lm import BASES_FOLDER, LanguageModel, encode_prompt, load_policy
+from training.precision import fast_dtype
 from training.preference_rows import Demonstration, Preference
 from training.preferences import read_demonstrations, read_shown, write_rows
 from training.resuming import claim, kept_rows, refuse_below_one
@@ -179,7 +180,7 @@ def main(args: Args) -> None:
         raise SystemExit(f"{args.more} holds no demonstrations: leave --more out")
     cost = open_scorer(args.cost, "cost")
     refuse_wrong_sign(cost, args.cost)  # a flipped one would choose the harmful answers
-    lm = load_policy(args.policy, args.bases, merged=True, dtype="bfloat16")
+    lm = load_policy(args.policy, args.bases, merged=True, dtype=fast_dtype())
     rng = random.Random(args.seed)
     groups = draw_all(args, lm, cost, more)
     demonstrations = [*read_demonstrations(args.data, "train"), *more]

@@ -15,7 +15,7 @@ import json
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -31,7 +31,6 @@ from training.bases import SMOLLM2
 from training.lagrange import LagrangeMultiplier
 from training.lm import (
     BASES_FOLDER,
-    DType,
     LanguageModel,
     encode_prompt,
     refuse_not_finite,
@@ -40,6 +39,7 @@ from training.lm import (
 from training.losses import kl_estimate, masked_mean
 from training.plots import Curves, draw, read
 from training.ppo import Critics, Learner, NotFiniteError, Ppo, Rollout
+from training.precision import DType, fast_dtype
 from training.preferences import read_demonstrations
 from training.resuming import claim, refuse_below_one
 from training.rollout import (
@@ -86,8 +86,9 @@ class Args(Ppo):
     window: int = 128
     """Answers in the moving average of the cost."""
     rank: int = 16
-    dtype: DType = "bfloat16"
-    """Of the frozen weights; the LoRA's and the critics' are float32."""
+    dtype: DType = field(default_factory=fast_dtype)
+    """Of the frozen weights: bfloat16 where the machine knows it; the LoRA's and the critics' are
+    float32."""
     seed: int = 0
     save_every: int = 5
     """Steps between checkpoints."""

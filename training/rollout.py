@@ -18,7 +18,6 @@ import torch.nn.functional as F  # noqa: N812
 from torch import Tensor, nn
 
 from training.lm import (
-    DType,
     LanguageModel,
     encode_answer,
     encode_prompt,
@@ -26,6 +25,7 @@ from training.lm import (
     new_adapter,
     stop_tokens,
 )
+from training.precision import DType
 from training.preference_rows import kinds_of_prompts
 from training.preferences import read_demonstrations, read_preferences
 

@@ -34,6 +34,7 @@ from training.batching import encode, predict
 from training.data import Example, normalise, read_examples
 from training.lm import LanguageModel, load_policy
 from training.model import ModerationModel, encoder_of
+from training.precision import fast_dtype, knows_bf16
 from training.resuming import refuse_below_one
 from training.rollout import answer_logprobs, given
 from training.runs import ends_in_a_line
@@ -117,7 +118,7 @@ def judge(args: Args, pairs: Sequence[tuple[str, str]]) -> tuple[np.ndarray, np.
     encoder = encoder_of(args.judge)
     rows = encode([Example(p, a, "judged") for p, a in pairs], encoder, 0.0)
     severity, categories = predict(
-        ModerationModel.load(args.judge), rows, encoder.pad_id, bf16=True
+        ModerationModel.load(args.judge), rows, encoder.pad_id, bf16=knows_bf16()
     )
     return (severity >= 0).sum(axis=1), 1 / (1 + np.exp(-categories))
 
@@ -178,7 +179,7 @@ def main(args: Args) -> None:
     for policy in policies:
         answers_file(args, policy, prompts)
     answers = {policy.name: answer_all(args, policy, prompts) for policy in policies}
-    base = load_policy(args.base, args.bases, dtype="bfloat16")
+    base = load_policy(args.base, args.bases, dtype=fast_dtype())
     results = {
         name: judged(args, name, prompts, said.texts, base, judges)
         for name, said in answers.items()

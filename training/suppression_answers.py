@@ -26,6 +26,7 @@ from guardrail.score import BestOf
 from guardrail.verdict import Pair
 from training.bases import SMOLLM2
 from training.lm import BASES_FOLDER, encode_prompt, load_policy, messages
+from training.precision import fast_dtype
 from training.resuming import kept_rows, remember, weights_of
 from training.rollout import greedy, sample, texts
 from training.suppression_report import Prompt
@@ -215,7 +216,7 @@ def opened(args: AnswerArgs, policy: Policy) -> Draw:
 
 
 def torch_draw(args: AnswerArgs, policy: Policy) -> Draw:
-    lm = load_policy(policy.folder, args.bases, merged=True, dtype="bfloat16")
+    lm = load_policy(policy.folder, args.bases, merged=True, dtype=fast_dtype())
 
     def draw(prompts: Sequence[str], first: int) -> list[Answer]:
         torch.manual_seed(args.seed * 1_000_003 + first)

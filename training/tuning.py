@@ -15,7 +15,7 @@ import signal
 import sys
 from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -27,7 +27,6 @@ from guardrail._files import sha256_of, write_json
 from training.bases import SMOLLM2
 from training.lm import (
     BASES_FOLDER,
-    DType,
     LanguageModel,
     grouped,
     load_policy,
@@ -36,6 +35,7 @@ from training.lm import (
     tokenizer_fingerprint,
 )
 from training.plots import Curves, draw
+from training.precision import DType, knows_bf16
 from training.resuming import last_checkpoint
 from training.runs import SIGNALS, stopped
 
@@ -61,8 +61,8 @@ class TuningArgs:
     learning_rate: float = 2e-4
     warmup: float = 0.06
     clip: float = 1.0
-    bf16: bool = True
-    """Autocast; half as slow again without on CPUs that know bf16."""
+    bf16: bool = field(default_factory=knows_bf16)
+    """Autocast; by default where the machine knows bfloat16."""
     dtype: DType = "float32"
     """Of the frozen weights; bfloat16 for models of billions of parameters."""
     checkpoint_activations: bool = False

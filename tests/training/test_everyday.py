@@ -61,7 +61,7 @@ def test_turns_become_harmless_texts_a_third_of_the_prompts_held_out(tmp_path: P
     turns += [turns[0], Turn("", ""), Turn("Is it late?", " ")]
     path = tmp_path / "turns.jsonl"
     path.write_text("".join(json.dumps(asdict(turn)) + "\n" for turn in turns))
-    taught, held_out = (everyday_texts(path, held_out=out) for out in (False, True))
+    taught, held_out = (everyday_texts([path], held_out=out) for out in (False, True))
     prompts = [{e.prompt for e in texts} for texts in (taught, held_out)]
     assert not prompts[0] & prompts[1]
     assert prompts[0] | prompts[1] == {turn.prompt for turn in turns if turn.prompt}
