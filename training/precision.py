@@ -18,6 +18,8 @@ def knows_bf16() -> bool:
     more, as most desktops) needs sixty times as long for a product in bfloat16 as in float32."""
     if torch.cuda.is_available():
         return torch.cuda.is_bf16_supported(including_emulation=False)
+    if not torch.backends.mkldnn.is_available():
+        return False
     return bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())  # as torch.compile asks
 
 
