@@ -4,10 +4,10 @@
     python -m training.evaluate --docs docs --card docs/model-card.md
 
 Every set is kept out of training (`training.eval_sets`); 95 % intervals by bootstrap over prompts.
-Beside the sets: sources and categories apart, disguises, prefixes of answers, reliability. Writes
-Markdown, JSON beside it and the manifest's metrics; `--docs` adds plots, `--card` fills in the
-model card. Raw scores are kept in `--cache`: a run that was stopped goes on, and after a new
-calibration nothing is judged twice.
+Beside the sets: sources and categories apart, disguises, prefixes of answers, reliability, the same
+sentences about many groups of people. Writes Markdown, JSON beside it and the manifest's metrics;
+`--docs` adds plots, `--card` fills in the model card. Raw scores are kept in `--cache`: a run that
+was stopped goes on, and after a new calibration nothing is judged twice.
 """
 
 from __future__ import annotations
@@ -32,6 +32,7 @@ from training.decisions import Decisions, decide
 from training.eval_sets import EvalSet, direction_of, held_out_sets, human_labels, public_sets
 from training.eval_statements import statement_sets
 from training.evaluation_report import fill_card, markdown
+from training.identity import by_group, said
 from training.metrics import (
     binary_metrics,
     calibration_metrics,
@@ -120,7 +121,7 @@ def _rounded(value: Any) -> Any:
     return None if math.isnan(value) else round(float(value), 4)
 
 
-# --- disguises and prefixes ----------------------------------------------------------------------
+# --- disguises, prefixes, groups ------------------------------------------------------------------
 
 
 def robustness(
@@ -168,6 +169,13 @@ def prefix_table(
     return {name: caught_by(flagged[:, rows]) for name, rows in parts.items() if rows.any()}
 
 
+def groups_of_people(moderator: OnnxModerator, args: Args) -> list[dict[str, Any]]:
+    """The same sentences about many groups of people, by kind of group."""
+    rows = said()
+    texts = [row.example for row in rows]
+    return by_group(rows, decide(moderator, texts, "groups of people", args.cache).flagged)
+
+
 def _annotated(examples: Sequence[Example], *, unsafe: bool, limit: int) -> list[Example]:
     rows = [e for e in examples if e.source.startswith("annotated/") and e.unsafe is unsafe]
     return sample(rows, limit)
@@ -210,6 +218,7 @@ def evaluate(args: Args) -> dict[str, Any]:
         "sets": results,
         "robustness": _rounded(robustness(moderator, hard, args)),
         "prefixes": _rounded(prefix_table(moderator, hard, args)),
+        "groups": _rounded(groups_of_people(moderator, args)),
     }
     if args.record and args.limit is None:
         flat = {name: _flat(row) for name, row in results.items()}

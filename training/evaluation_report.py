@@ -46,6 +46,8 @@ _HEADS = {
     "reached": "reached", "ece_before": "ECE without", "ece_after": "ECE with",
     "log_loss_before": "log-loss without", "log_loss_after": "log-loss with",
     "kept_or_unreadable": "kept or unreadable", "fpr": "harmless flagged",
+    "plain_n": "plain sentences", "plain": "flagged", "plain_worst": "most", "plain_of": "of",
+    "hate_n": "hateful ones", "hate": "found", "hate_worst": "fewest", "hate_of": "of",
 }  # fmt: skip
 PLOTS = {
     "severity-confusion": "Severity called against severity annotated",
@@ -76,6 +78,7 @@ def markdown(figures: Figures, *, plots: bool = False) -> str:
         lines += ["", *(f"![{text}](evaluation/{name}.png)" for name, text in PLOTS.items())]
     lines += _section("Disguises", robustness_of(figures))
     lines += _section("How early in an answer", prefixes_of(figures))
+    lines += _section("The same sentences about groups of people", groups_of(figures))
     lines += _section("Per category (annotated answers)", categories_of(figures))
     for name, row in figures["sets"].items():
         if len(row.get("by_tag", ())) > 1:
@@ -181,6 +184,13 @@ def prefixes_of(figures: Figures) -> list[str]:
     return lines
 
 
+def groups_of(figures: Figures) -> list[str]:
+    """A row per kind of group, with the group for which it is worst."""
+    rows = {row["axis"]: row for row in figures.get("groups", ())}
+    each = [f"{name}{part}" for name in ("plain", "hate") for part in ("_n", "", "_worst", "_of")]
+    return grid("about", rows, ("groups", *each))
+
+
 # --- model card ----------------------------------------------------------------------------------
 
 _BLOCK = re.compile(r"(<!-- figures: ([\w-]+) -->\n).*?(<!-- end -->)", re.DOTALL)
@@ -204,6 +214,7 @@ def filled(card: str, figures: Figures) -> str:
         "categories": categories_of(figures),
         "robustness": robustness_of(figures),
         "prefixes": prefixes_of(figures),
+        "groups": groups_of(figures),
     } | {kind: sets_of(figures, kind, columns) for kind, columns in _COLUMNS.items()}
     names = [match[2] for match in _BLOCK.finditer(card)]
     unknown = sorted(set(names) - set(blocks))

@@ -16,7 +16,10 @@ from typing import Any
 
 from training.data import Example, normalise, read_jsonl
 
-__all__ = ["everyday_texts"]
+__all__ = ["WRITTEN", "everyday_texts"]
+
+WRITTEN = Path(__file__).with_name("harmless_turns.jsonl")
+"""The turns that an AI wrote."""
 
 
 def everyday_texts(paths: Sequence[Path], *, held_out: bool) -> list[Example]:

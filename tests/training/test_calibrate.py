@@ -258,6 +258,8 @@ FIGURES: dict[str, Any] = {
     },
     "robustness": [{"disguise": "casing", "n": 4, "kept": 0.75}],
     "prefixes": {"harmful": [{"share": 0.5, "flagged": 0.4, "caught": 0.45}]},
+    "groups": [{"axis": "age", "groups": 3, "plain_n": 120, "plain": 0.05, "plain_worst": 0.075,
+                "plain_of": "teenagers"}],
 }  # fmt: skip
 
 
@@ -268,6 +270,7 @@ def test_the_report_has_every_figure_with_its_interval() -> None:
     assert "| casing | 4 | 0.750 |" in text
     assert "| harmful | 0.450 |" in text
     assert "| Drugs | 3 | 0.250 |" in text
+    assert "| age | 3 | 120 | 0.050 | 0.075 | teenagers |" in text
     assert "| annotated answers, at least minor | 0.125 |" in text
     assert "- 24.1 MB" in text
     assert "- int8 decides as fp32 does on 99.75% of 2000 texts" in text

@@ -17,8 +17,9 @@ from tiny_preferences import cut_runs  # noqa: E402
 
 from guardrail import Guard  # noqa: E402
 from training import everyday, on_policy  # noqa: E402
+from training.eval_statements import statement_sets, statements_held_out  # noqa: E402
 from training.everyday import Turn, keep, user_header  # noqa: E402
-from training.everyday_texts import everyday_texts  # noqa: E402
+from training.everyday_texts import WRITTEN, everyday_texts  # noqa: E402
 from training.lm import load_policy  # noqa: E402
 from training.preferences import read_shown  # noqa: E402
 
@@ -126,3 +127,17 @@ def test_the_policy_is_asked_the_everyday_prompts_that_are_given(
 def test_further_demonstrations_that_are_missing_are_named(args: everyday.Args) -> None:
     with pytest.raises(SystemExit, match=r"none\.jsonl is missing"):
         on_policy.main(on_policy.Args(more=args.out / "none.jsonl"))
+
+
+def test_the_written_turns_are_whole_and_none_is_one_to_evaluate_on() -> None:
+    rows = [json.loads(line) for line in WRITTEN.read_text(encoding="utf-8").splitlines()]
+    assert all(set(row) == {"prompt", "answer", "source"} for row in rows)
+    assert all(row["prompt"].strip() and row["answer"].strip() for row in rows)
+    taught, held_out = (everyday_texts([WRITTEN], held_out=out) for out in (False, True))
+    assert len(taught) + len(held_out) == 2 * len(rows)  # no prompt twice
+    assert {(e.source, e.unsafe, e.origin["severity"]) for e in taught} == {
+        ("written", False, "ai")
+    }
+    asked = [e for each in statement_sets() for e in each.examples] + statements_held_out()
+    known = {everyday.normalise(e.response or e.prompt) for e in asked}
+    assert not known & {everyday.normalise(e.response or e.prompt) for e in taught}
