@@ -32,6 +32,7 @@ from training.decisions import Decisions, decide
 from training.eval_sets import EvalSet, direction_of, held_out_sets, human_labels, public_sets
 from training.eval_statements import statement_sets
 from training.evaluation_report import fill_card, markdown
+from training.everyday_texts import written_sets
 from training.identity import by_group, said
 from training.metrics import (
     binary_metrics,
@@ -196,6 +197,7 @@ def evaluate(args: Args) -> dict[str, Any]:
         *held_out_sets(split, human_labels(args.source)),
         *public_sets(args.source, trained),
         *statement_sets(),
+        *written_sets(),
     ]
     results: dict[str, dict[str, Any]] = {}
     drawn: dict[str, tuple[EvalSet, Decisions]] = {}

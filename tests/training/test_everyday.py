@@ -19,7 +19,7 @@ from guardrail import Guard  # noqa: E402
 from training import everyday, on_policy  # noqa: E402
 from training.eval_statements import statement_sets, statements_held_out  # noqa: E402
 from training.everyday import Turn, keep, user_header  # noqa: E402
-from training.everyday_texts import WRITTEN, everyday_texts  # noqa: E402
+from training.everyday_texts import WRITTEN, everyday_texts, written_sets  # noqa: E402
 from training.lm import load_policy  # noqa: E402
 from training.preferences import read_shown  # noqa: E402
 
@@ -138,6 +138,8 @@ def test_the_written_turns_are_whole_and_none_is_one_to_evaluate_on() -> None:
     assert {(e.source, e.unsafe, e.origin["severity"]) for e in taught} == {
         ("written", False, "ai")
     }
-    asked = [e for each in statement_sets() for e in each.examples] + statements_held_out()
-    known = {everyday.normalise(e.response or e.prompt) for e in asked}
+    said = [e for each in statement_sets() for e in each.examples] + statements_held_out()
+    known = {everyday.normalise(e.response or e.prompt) for e in said}
+    asked = {everyday.normalise(e.prompt) for each in written_sets() for e in each.examples}
     assert not known & {everyday.normalise(e.response or e.prompt) for e in taught}
+    assert not asked & {everyday.normalise(e.prompt) for e in taught + held_out}
