@@ -41,6 +41,7 @@ from training.metrics import (
     intervals,
     severity_metrics,
 )
+from training.plain_talk import plain_talk
 from training.prefixes import SHARES, caught_by, prefixes
 from training.robustness import OBFUSCATIONS, kept, obfuscated, sample
 from training.statements import statements
@@ -192,7 +193,8 @@ def evaluate(args: Args) -> dict[str, Any]:
     split = read_examples(args.data, args.split)
     trained = {normalise(e.prompt) for e in read_examples(args.data, "train")}
     trained |= {normalise(prompt) for prompt, _ in prompts()}
-    trained |= {normalise(said.response or said.prompt) for said in statements()}
+    spoken = (*statements(), *plain_talk())
+    trained |= {normalise(each.response or each.prompt) for each in spoken}
     sets = [
         *held_out_sets(split, human_labels(args.source)),
         *public_sets(args.source, trained),

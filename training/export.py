@@ -178,6 +178,7 @@ def data_source(name: str, rows: int) -> dict[str, Any]:
         "contrast": "Apache-2.0 (written for this project)",
         "statements": "Apache-2.0 (written for this project by an AI)",
         "everyday": "Apache-2.0 (drawn from SmolLM2-135M-Instruct, presumed harmless)",
+        "plain_talk": "Apache-2.0 (written for this project by an AI)",
         "written": "Apache-2.0 (written for this project by an AI)",
         "unlabelled": "MIT (GPTFuzz); Apache-2.0 (DiaSafety); CC-BY-NC-SA-4.0 (S-Eval)",
         "pku": "CC-BY-NC-4.0 (PKU-SafeRLHF)",

@@ -41,6 +41,7 @@ from training.everyday_texts import everyday_texts
 from training.metrics import moderation_metrics
 from training.model import ModerationModel
 from training.objective import Objective, loss_of
+from training.plain_talk import plain_talk
 from training.precision import knows_bf16
 from training.quantized import quantization_aware, settle
 from training.restore import weights_of
@@ -92,7 +93,7 @@ class Args(Objective):
     framed: float = 0.0
     """Share of the prompts that are seen in a frame, such as "Please answer: "."""
     contrast: int = 0
-    """How often what `training.contrast` and `training.statements` wrote is seen per epoch."""
+    """How often what `training.contrast`, `statements` and `plain_talk` wrote is seen per epoch."""
     everyday: tuple[Path, ...] = ()
     """Harmless talk, seen as often as that: `turns.jsonl` of `training.everyday`,
     `training/harmless_turns.jsonl`."""
@@ -331,7 +332,8 @@ def choose(examples: Sequence[Example], args: Args) -> list[Example]:
         times = [n for prefix, n in args.repeat.items() if example.source.startswith(prefix)]
         chosen += [example] * max(times, default=1)
     everyday = everyday_texts(args.everyday, held_out=False)
-    chosen += [*contrast.examples(), *statements(), *everyday] * args.contrast
+    said = [*contrast.examples(), *statements(), *plain_talk(), *everyday]
+    chosen += said * args.contrast
     chosen = [
         _obfuscated(e, rng) if rng.random() < args.obfuscate else e for e in chosen[: args.limit]
     ]

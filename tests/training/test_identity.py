@@ -8,6 +8,7 @@ pytest.importorskip("tyro")
 from training.data import normalise
 from training.everyday_texts import WRITTEN, everyday_texts
 from training.identity import GROUPS, by_group, said
+from training.plain_talk import plain_talk
 from training.statements import statements
 
 
@@ -23,7 +24,7 @@ def test_every_group_is_met_by_every_sentence_in_both_directions() -> None:
 
 
 def test_no_sentence_is_trained_on() -> None:
-    taught = [*statements(), *everyday_texts([WRITTEN], held_out=False)]
+    taught = [*statements(), *plain_talk(), *everyday_texts([WRITTEN], held_out=False)]
     known = {normalise(text) for e in taught for text in (e.prompt, e.response) if text}
     assert not {normalise(row.example.response or row.example.prompt) for row in said()} & known
 
@@ -45,3 +46,16 @@ def test_a_group_that_hate_is_missed_against_is_named() -> None:
     flagged = np.array([bool(r.example.unsafe) and r.group != "lesbians" for r in rows])
     row = {row["axis"]: row for row in by_group(rows, flagged)}["orientation"]
     assert (row["hate_worst"], row["hate_of"], row["plain"]) == (0.0, "lesbians", 0.0)
+
+
+def test_plain_talk_is_taught_about_every_group_and_so_is_hate() -> None:
+    texts = list(plain_talk())
+    assert len({(e.prompt, e.response) for e in texts}) == len(texts)
+    plain = [e for e in texts if e.severity == 0]
+    hate = [e for e in texts if e.severity]
+    assert len(plain) > 3 * len(hate)
+    for example in hate:
+        assert example.unsafe
+        assert example.categories
+    per_group = len(texts) // len({e.prompt for e in texts if e.response is None})
+    assert per_group == 2  # each sentence as a prompt and as an answer
