@@ -11,7 +11,7 @@ from __future__ import annotations
 from functools import cache
 from typing import Any
 
-__all__ = ["saturates"]
+__all__ = ["make_exact", "saturates"]
 
 # A model of one MatMulInteger: y (m, n) int32 = a (m, k) uint8 times b (k, n) int8.
 _PRODUCT = (
@@ -23,6 +23,12 @@ _PRODUCT = (
     b"B\x04\n\x00\x10\r"
 )
 _LENGTH = 64
+
+
+def make_exact(options: Any, ort: Any) -> None:
+    """Let a session of these options (`SessionOptions`) use exact products. ort: onnxruntime."""
+    if saturates(ort):
+        options.add_session_config_entry("session.x64quantprecision", "1")
 
 
 @cache

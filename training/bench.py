@@ -22,6 +22,7 @@ import torch
 import tyro
 from transformers import RobertaConfig, RobertaForSequenceClassification
 
+from guardrail._int8 import make_exact
 from guardrail.artifact import artifact_folder, read_manifest
 from training.quantize import dynamic_int8
 
@@ -82,8 +83,9 @@ def runner(path: Path, threads: int) -> Callable[[int, int], None]:
     options = ort.SessionOptions()
     options.intra_op_num_threads = threads
     # As the SDK sets them, for both: without spinning, else the idle threads of one model would
-    # take cores from the next; without a fusion that slows either down.
+    # take cores from the next; exact in int8; without a fusion that slows either down.
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+    make_exact(options, ort)
     session = ort.InferenceSession(
         str(path),
         options,

@@ -24,6 +24,7 @@ import tyro
 from numpy.typing import NDArray
 
 from guardrail._files import sha256_of
+from guardrail._int8 import make_exact
 from guardrail.local import ChatEncoder, ChatFormat, OnnxChat, PolicyManifest
 from training.llama_onnx import LlamaShape, Precision, build
 from training.lm import BASES_FOLDER, LanguageModel, encode_prompt, load_policy, stop_tokens
@@ -229,7 +230,9 @@ def agreement(
 ) -> tuple[float, int]:
     """The share of tokens of `answers` that the graph finds likeliest after the ones before, and
     how many answers are so from end to end: those its own greedy answers equal."""
-    session = onnxruntime.InferenceSession(graph, providers=["CPUExecutionProvider"])
+    options = onnxruntime.SessionOptions()
+    make_exact(options, onnxruntime)
+    session = onnxruntime.InferenceSession(graph, options, providers=["CPUExecutionProvider"])
     hits = [
         likeliest(session, shape, prompt, answer) == np.array(answer)
         for prompt, answer in zip(prompts, answers, strict=True)

@@ -8,12 +8,13 @@ import numpy as np
 import pytest
 
 torch = pytest.importorskip("torch")
-ort = pytest.importorskip("onnxruntime")
+pytest.importorskip("onnxruntime")
 onnx = pytest.importorskip("onnx")
 pytest.importorskip("transformers")
 
 from transformers import AutoConfig  # noqa: E402
 
+from guardrail._onnx import Session  # noqa: E402
 from training.causal import moderation_base  # noqa: E402
 from training.export import export_onnx  # noqa: E402
 from training.model import ModerationModel  # noqa: E402
@@ -73,7 +74,7 @@ def _feed(seed: int, length: int = 9, vocabulary: int = 1000) -> dict[str, np.nd
 
 
 def _run(path: Path, feed: dict[str, np.ndarray]) -> np.ndarray:
-    session = ort.InferenceSession(str(path), providers=["CPUExecutionProvider"])
+    session = Session(path, "cpu", 1, ()).here()  # exact products, as the SDK has them
     names = {argument.name for argument in session.get_inputs()}
     outputs = session.run(None, {k: v for k, v in feed.items() if k in names})
     return np.concatenate([o.ravel() for o in outputs])
