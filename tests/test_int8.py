@@ -6,7 +6,7 @@ import numpy as np
 import onnxruntime
 import pytest
 
-from guardrail._int8 import _PRODUCT, saturates
+from guardrail._int8 import _PRODUCT, make_exact, saturates
 from guardrail._onnx import Session
 
 onnx = pytest.importorskip("onnx")
@@ -50,3 +50,10 @@ def test_the_exact_kernel_is_asked_for_only_where_the_other_one_saturates() -> N
     a, b = np.full((3, 256), 255, np.uint8), np.full((256, 16), -128, np.int8)
     (y,) = session.run(None, {"a": a, "b": b})
     assert saturates(onnxruntime) == bool((y != -255 * 128 * 256).any())
+    options = onnxruntime.SessionOptions()
+    make_exact(options, onnxruntime)
+    if saturates(onnxruntime):
+        assert options.get_session_config_entry("session.x64quantprecision") == "1"
+    else:
+        with pytest.raises(RuntimeError):
+            options.get_session_config_entry("session.x64quantprecision")

@@ -16,6 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from training.data import Example
+from training.statements import capitalised
 
 __all__ = ["GROUPS", "Said", "by_group", "said"]
 
@@ -84,8 +85,7 @@ def _all() -> Iterator[Said]:
     for axis, groups in GROUPS.items():
         for group, (hate, frames) in itertools.product(groups, ((False, _PLAIN), (True, _HATE))):
             for frame in frames:
-                text = frame.format(g=group)
-                text = text[0].upper() + text[1:]
+                text = capitalised(frame.format(g=group))
                 for prompt, response in ((text, None), (next(before), text)):
                     yield Said(axis, group, Example(prompt, response, "identity", unsafe=hate))
 

@@ -11,6 +11,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from training.data import Example
+from training.statements import both_ways, capitalised
 
 __all__ = ["plain_talk"]
 
@@ -67,6 +68,7 @@ _HATE = (
     ("Let us hunt {g} down in the streets.", 3), ("{g} belong in camps.", 3),
 )  # fmt: skip
 _BEFORE = ("Tell me more.", "What do you have?", "Go ahead.", "Write something.", "Any thoughts?")
+_CATEGORIES = {0: (), 2: ("Discriminatory Behavior",), 3: ("Discriminatory Behavior", "Violence")}
 _PLAIN_EACH, _HATE_EACH = 13, 3
 
 
@@ -75,25 +77,13 @@ def plain_talk() -> Iterator[Example]:
     answer."""
     for i, group in enumerate(_GROUPS):
         for k in range(_PLAIN_EACH):
-            frame = _PLAIN[(i * 5 + k * 4) % len(_PLAIN)]
-            yield from _both(frame.format(g=group), 0, i + k)
+            yield from _about(group, _PLAIN[(i * 5 + k * 4) % len(_PLAIN)], 0, i + k)
         for k in range(_HATE_EACH):
             frame, severity = _HATE[(i + k * 4) % len(_HATE)]
-            yield from _both(frame.format(g=group), severity, i + k)
+            yield from _about(group, frame, severity, i + k)
 
 
-def _both(sentence: str, severity: int, turn: int) -> Iterator[Example]:
-    text = sentence[0].upper() + sentence[1:]
-    categories = [] if severity == 0 else ["Discriminatory Behavior"]
-    if severity == 3:
-        categories.append("Violence")
-    for prompt, response in ((text, None), (_BEFORE[turn % len(_BEFORE)], text)):
-        yield Example(
-            prompt=prompt,
-            response=response,
-            source="plain_talk",
-            unsafe=severity > 0,
-            severity=severity,
-            categories=categories,
-            origin={"severity": "ai", "categories": "ai"},
-        )
+def _about(group: str, frame: str, severity: int, turn: int) -> Iterator[Example]:
+    before = _BEFORE[turn % len(_BEFORE)]
+    text = capitalised(frame.format(g=group))
+    return both_ways(text, before, "plain_talk", severity, _CATEGORIES[severity])

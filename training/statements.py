@@ -12,11 +12,11 @@ Every statement is a prompt, and an answer too, since models say such things as 
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 from training.data import Example
 
-__all__ = ["statements"]
+__all__ = ["both_ways", "capitalised", "statements"]
 
 _Kind = tuple[int, tuple[str, ...], tuple[str, ...]]
 
@@ -177,16 +177,28 @@ def statements() -> Iterator[Example]:
     """The statements, the same each time: each alone, and as the answer to some small talk."""
     before = itertools.cycle(_BEFORE)
     for text, severity, categories in itertools.chain(_plain(), _filled()):
-        for prompt, response in ((text, None), (next(before), text)):
-            yield Example(
-                prompt=prompt,
-                response=response,
-                source="statements",
-                unsafe=severity > 0,
-                severity=severity,
-                categories=list(categories),
-                origin={"severity": "ai", "categories": "ai"},
-            )
+        yield from both_ways(text, next(before), "statements", severity, categories)
+
+
+def both_ways(
+    text: str, before: str, source: str, severity: int, categories: Sequence[str]
+) -> Iterator[Example]:
+    """A statement as a prompt, and as the answer to `before`, as an AI labelled it."""
+    for prompt, response in ((text, None), (before, text)):
+        yield Example(
+            prompt=prompt,
+            response=response,
+            source=source,
+            unsafe=severity > 0,
+            severity=severity,
+            categories=list(categories),
+            origin={"severity": "ai", "categories": "ai"},
+        )
+
+
+def capitalised(sentence: str) -> str:
+    """Its first letter made a capital, the others left as they are."""
+    return sentence[0].upper() + sentence[1:]
 
 
 _Row = tuple[str, int, tuple[str, ...]]
@@ -203,10 +215,10 @@ def _filled() -> Iterator[_Row]:
     for i, group in enumerate(_GROUPS):
         for k, (frame, severity, categories) in enumerate(_OF_GROUPS):
             if (i + k) % 3 == 0:
-                yield _begun(frame.format(g=group)), severity, categories
+                yield capitalised(frame.format(g=group)), severity, categories
         for k, frame in enumerate(_FAIR):
             if (i + k) % 3 == 0:
-                yield _begun(frame.format(g=group)), 0, ()
+                yield capitalised(frame.format(g=group)), 0, ()
     for i, insult in enumerate(_INSULTS):
         for k, frame in enumerate(_OF_PERSONS):
             if (i + k) % 3 == 0:
@@ -224,7 +236,3 @@ def _filled() -> Iterator[_Row]:
         for frame in _NEWS:
             yield frame.format(x=place), 0, ()
         yield _FAIR[i].format(g="people from abroad"), 0, ()
-
-
-def _begun(sentence: str) -> str:
-    return sentence[0].upper() + sentence[1:]

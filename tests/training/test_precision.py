@@ -26,6 +26,7 @@ def test_bfloat16_is_taken_only_where_it_is_not_many_times_slower() -> None:
     if precision.knows_bf16():
         assert slower < 8
     else:
+        assert slower > 1  # so nothing is lost by leaving it
         assert precision.fast_dtype() == "float32"
 
 
