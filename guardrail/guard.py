@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import asyncio
 import dataclasses
+import inspect
 import logging
+import threading
 import time
 from collections.abc import Callable, Generator, Sequence
 from concurrent.futures import ThreadPoolExecutor, wait
@@ -56,8 +58,8 @@ class Guard:
         timeout: float | None = None,
         audit: Callable[[Pair, Verdict], None] | None = None,
     ) -> None:
-        if timeout is not None and not timeout > 0:
-            raise ValueError(f"timeout={timeout!r} must be above 0 seconds, or None to wait")
+        if timeout is not None:
+            _check_timeout(timeout)
         if not isinstance(policy, str | Path | Policy):
             raise TypeError(
                 f"policy must be a preset's name, a path or a Policy, not {type(policy).__name__}"
@@ -65,6 +67,16 @@ class Guard:
         if not isinstance(model, str | Path) and not hasattr(model, "assess"):
             raise TypeError(
                 f"model must be a name, a folder or a Moderator, not {type(model).__name__}"
+            )
+        if not isinstance(model, str | Path) and _is_async(model.assess):
+            raise TypeError(
+                "the model's assess is async and would never be awaited: name it aassess, for "
+                "acheck, and give it a sync assess as well"
+            )
+        if _is_async(audit):
+            raise TypeError(
+                "audit is async and would never be awaited: give a sync callable, as "
+                "AuditLog('audit.jsonl') is; acheck calls it in a thread"
             )
         if audit is not None and not callable(audit):
             raise TypeError(
@@ -121,6 +133,9 @@ class Guard:
             while True:
                 try:
                     seen = self._assess(wanted)
+                except asyncio.CancelledError:  # its own: a caller's is raised by an await alone
+                    cancelled = f"{self.moderator.id} cancelled the assessment"
+                    wanted = judging.throw(ModerationError(cancelled))
                 except Exception as error:
                     wanted = judging.throw(error)
                 else:
@@ -219,9 +234,14 @@ class Guard:
     def _audited(self, pair: Pair, verdict: Verdict) -> Verdict:
         if self._audit is None:
             return verdict
+        audit: Any = self._audit
         try:
-            self._audit(pair, verdict)
-        except Exception as error:
+            done = audit(pair, verdict)
+            if inspect.isawaitable(done):
+                if inspect.iscoroutine(done):
+                    done.close()
+                raise TypeError("the sink is async and nobody awaits it: give a sync one")
+        except (Exception, asyncio.CancelledError) as error:
             failed = self._failed("audit", pair, error)
             return dataclasses.replace(
                 verdict,
@@ -231,7 +251,7 @@ class Guard:
             )
         return verdict
 
-    def _failed(self, stage: str, pair: Pair, error: Exception) -> Verdict:
+    def _failed(self, stage: str, pair: Pair, error: BaseException) -> Verdict:
         what = " ".join(str(error).split())  # one line, whatever a library wrote
         if not isinstance(error, GuardrailError):
             what = f"{type(error).__name__}: {what}"
@@ -249,6 +269,24 @@ def as_guard(guard: Guard | None) -> Guard:
             f"{type(guard).__name__}"
         )
     return guard
+
+
+def _check_timeout(timeout: object) -> None:
+    if isinstance(timeout, bool) or not isinstance(timeout, int | float):
+        raise TypeError(
+            f"timeout must be a number of seconds, or None to wait, not {type(timeout).__name__}"
+        )
+    most = threading.TIMEOUT_MAX  # what a thread can wait
+    if not 0 < timeout <= most:
+        raise ValueError(
+            f"timeout={timeout!r} must be above 0 seconds and at most {most:g}, or None to wait"
+        )
+
+
+def _is_async(function: object) -> bool:
+    """Whether a call of it would have to be awaited; an object's `__call__` counts too."""
+    call = getattr(type(function), "__call__", None)  # noqa: B004 - which one, not whether
+    return any(map(inspect.iscoroutinefunction, (function, call)))
 
 
 def _pair(prompt: str | None, response: str | None) -> Pair:

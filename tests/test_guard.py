@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import asyncio
+import functools
 import logging
 import threading
 import time
@@ -177,6 +178,35 @@ def test_an_interrupt_is_not_swallowed(interrupt: type[BaseException]) -> None:
         Guard(fake(stop)).check("hello")
 
 
+@pytest.mark.parametrize("timeout", [None, 30])
+def test_a_moderator_that_cancels_itself_fails_closed(timeout: float | None) -> None:
+    def cancelled(pairs: Sequence[Pair]) -> None:
+        raise asyncio.CancelledError
+
+    guard = Guard(fake(cancelled), timeout=timeout)
+    for verdict in (guard.check("hello"), asyncio.run(guard.acheck("hello"))):
+        assert (verdict.action, verdict.degraded) == (Action.REFUSE, True)
+        assert verdict.error == "moderation: fake cancelled the assessment"
+
+
+def test_cancelling_the_caller_of_acheck_is_not_taken_for_the_moderators() -> None:
+    entered, release = threading.Event(), threading.Event()
+
+    def hold(pairs: Sequence[Pair]) -> None:
+        entered.set()
+        release.wait(60)
+
+    async def main() -> None:
+        judging = asyncio.create_task(Guard(fake(hold)).acheck("hello"))
+        await asyncio.to_thread(entered.wait, 60)
+        judging.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await judging
+        release.set()
+
+    asyncio.run(main())
+
+
 # --- time-outs -----------------------------------------------------------------------------------
 
 
@@ -222,6 +252,19 @@ def test_within_its_time_a_verdict_is_as_without_a_timeout() -> None:
 @pytest.mark.parametrize("timeout", [0, -1, float("-inf"), float("nan")])
 def test_a_timeout_that_leaves_no_time_is_refused(timeout: float) -> None:
     with pytest.raises(ValueError, match="must be above 0"):
+        Guard(fake(), timeout=timeout)
+
+
+@pytest.mark.parametrize("timeout", [float("inf"), 1e300])
+def test_a_timeout_longer_than_a_thread_can_wait_is_refused(timeout: float) -> None:
+    with pytest.raises(ValueError, match="or None to wait"):
+        Guard(fake(), timeout=timeout)
+    assert not Guard(fake(), timeout=threading.TIMEOUT_MAX).check("hello").degraded
+
+
+@pytest.mark.parametrize("timeout", ["5", True, [5]])
+def test_a_timeout_that_is_no_number_is_a_mistake_of_the_caller(timeout: Any) -> None:
+    with pytest.raises(TypeError, match="timeout must be a number of seconds, or None to wait"):
         Guard(fake(), timeout=timeout)
 
 
@@ -271,6 +314,49 @@ def test_a_failing_audit_never_weakens_a_verdict() -> None:
     assert guard.check("hello").action is Action.ALLOW
     verdict = guard.check("a bomb")
     assert (verdict.action, verdict.severity) == (Action.REFUSE, Severity.SEVERE)
+
+
+async def unawaited(pair: Pair, verdict: Verdict) -> None:
+    raise AssertionError("nobody awaits a sink")
+
+
+class AsyncSink:
+    async def __call__(self, pair: Pair, verdict: Verdict) -> None:
+        raise AssertionError("nobody awaits a sink")
+
+
+@pytest.mark.parametrize(
+    "sink", [unawaited, AsyncSink(), AsyncSink().__call__, functools.partial(unawaited)]
+)
+def test_an_async_sink_is_refused_for_nobody_would_await_it(sink: Any) -> None:
+    with pytest.raises(TypeError, match="audit is async and would never be awaited"):
+        Guard(fake(), audit=sink)
+
+
+@pytest.mark.filterwarnings("error")  # of what is never awaited
+def test_a_sink_that_turns_out_to_be_async_fails_closed() -> None:
+    guard = Guard(fake(), audit=lambda pair, verdict: unawaited(pair, verdict))  # type: ignore[arg-type,return-value]
+    verdict = guard.check("hello")
+    assert (verdict.action, verdict.degraded) == (Action.REFUSE, True)
+    assert verdict.error is not None
+    assert "the sink is async" in verdict.error
+
+
+def test_a_sink_that_cancels_itself_fails_closed() -> None:
+    def cancelled(pair: Pair, verdict: Verdict) -> None:
+        raise asyncio.CancelledError
+
+    verdict = Guard(fake(), audit=cancelled).check("hello")
+    assert (verdict.action, verdict.degraded) == (Action.REFUSE, True)
+
+
+def test_a_moderator_whose_assess_is_async_is_refused() -> None:
+    class Async(FakeModerator):
+        async def assess(self, pairs: Sequence[Pair]) -> Any:
+            return []
+
+    with pytest.raises(TypeError, match="assess is async and would never be awaited: name it aass"):
+        Guard(Async(WORDS))
 
 
 # --- async, threads, making one ------------------------------------------------------------------
