@@ -28,10 +28,12 @@ from pydantic import BaseModel
 
 from guardrail import _logprobs
 from guardrail._json_text import parsed
+from guardrail._strings import judge_strings
 from guardrail.chat_model import Message, Reply
 from guardrail.conversation import ChatResult, Check, Close, Emit, Open, Pull, Step
 from guardrail.errors import UpstreamError
 from guardrail.policy import Policy
+from guardrail.stream import StreamConfig
 from guardrail.taxonomy import Direction
 from guardrail.verdict import Action, Pair, Verdict
 
@@ -136,8 +138,9 @@ class Answer:
     plain: give out str, not messages; set by the first piece that is a str.
     """
 
-    def __init__(self, policy: Policy, *, plain: bool = False) -> None:
+    def __init__(self, policy: Policy, config: StreamConfig, *, plain: bool = False) -> None:
         self._policy = policy
+        self._config = config
         self._plain = plain
         self._draws: dict[int, _Draw] = {}
         self._now = _Draw()
@@ -192,8 +195,9 @@ class Answer:
                     self._now.drop_held()
                 case Check([Pair(prompt, str()), *_] as pairs) if self._now.complete:
                     held = self._now.held[: self._now.complete]
-                    verdicts = yield Check([*pairs, Pair(prompt, _words(_sum(held)))])
-                    answer = self._decide(held, *verdicts)
+                    [text] = yield Check(pairs)
+                    rest = yield from judge_strings(prompt, _words(_sum(held)), self._config)
+                    answer = self._decide(held, text, rest)
                     continue
             answer = yield step
             if isinstance(step, Pull) and answer is None:
@@ -343,7 +347,7 @@ def all_words(message: AIMessage) -> str:
     """Everything in words that an answer holds, its text first."""
     chunk = message if isinstance(message, AIMessageChunk) else _as_chunk(message)
     rest = _without_text(chunk)
-    parts = [str(chunk.text), _words(rest) if rest is not None else ""]
+    parts = [str(chunk.text), *(_words(rest) if rest is not None else ())]
     return "\n".join(filter(None, parts))
 
 
@@ -356,7 +360,7 @@ def _not_words(held: Sequence[AIMessageChunk]) -> str | None:
     return f"only text can be judged, and the answer holds a part of type {min(kinds)!r}"
 
 
-def _words(held: AIMessageChunk) -> str:
+def _words(held: AIMessageChunk) -> list[str]:
     """Everything in words that a message without text holds. Calls are read from the parsed form:
     a word may hide behind JSON's escapes."""
     calls = held.tool_call_chunks
@@ -365,7 +369,7 @@ def _words(held: AIMessageChunk) -> str:
     found = [*_strings(blocks, _NOT_WORDS), *_strings(extra, _NOT_WORDS)]
     for call in calls:
         found += [call["name"] or "", *_strings(call["args"] or "", None)]
-    return "\n".join(filter(None, found))
+    return [text for text in found if text]
 
 
 def _strings(value: object, skip: set[str] | None) -> Iterator[str]:

@@ -70,7 +70,7 @@ class Run:
         )
 
     def answer(self, *, plain: bool = False) -> Answer:
-        return Answer(self.guard.policy, plain=plain)
+        return Answer(self.guard.policy, self.stream_config, plain=plain)
 
     def stream(
         self,

@@ -27,8 +27,8 @@ from guardrail._openai_flow import (
     Give,
     Judging,
     UnfitError,
+    judge_data,
     judge_messages,
-    judge_strings,
     judge_text,
     known,
     list_of,
@@ -133,7 +133,7 @@ def _judge_rest(ask: Ask, rest: Mapping[str, Any]) -> Judging[Verdict]:
     kinds = {str(part.get("type", "text")) for part in parts if isinstance(part, Mapping)}
     if strange := sorted((_NOT_WORDS & rest.keys()) | (kinds - _WORD_PARTS)):
         return ask.unjudged(strange[0])
-    return (yield from judge_strings(ask, rest))
+    return (yield from judge_data(ask, rest))
 
 
 def _strongest(verdicts: Iterable[Verdict]) -> dict[str, Any] | None:

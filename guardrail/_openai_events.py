@@ -28,7 +28,7 @@ from guardrail._openai_flow import (
     Flow,
     Gate,
     Give,
-    judge_strings,
+    judge_data,
     known,
     of_upstream,
     strings,
@@ -206,7 +206,7 @@ class _Stream:
         held = self._held.pop(at)
         judged, verdict = yield from judge_item(self._ask, event.item)
         if judged is not None and (other := _others(held, event.item)):
-            verdict = yield from judge_strings(self._ask, other)
+            verdict = yield from judge_data(self._ask, other)
             judged = judged if verdict.delivers else None
         if judged is None:
             yield from self._refuse(verdict)

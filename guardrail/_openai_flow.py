@@ -5,14 +5,13 @@ A flow is a generator that yields steps and is sent what came of them; `_openai_
 
 from __future__ import annotations
 
-import dataclasses
 import functools
-import sys
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ParamSpec, TypeVar
 
 from guardrail._json_text import parsed
+from guardrail._strings import judge_strings
 from guardrail.chat_model import Message
 from guardrail.conversation import (
     Check,
@@ -36,14 +35,13 @@ __all__ = [
     "Gate",
     "Give",
     "UnfitError",
+    "judge_data",
     "judge_messages",
-    "judge_strings",
     "judge_text",
     "known",
     "list_of",
     "of_upstream",
     "strings",
-    "whole",
 ]
 
 T = TypeVar("T")
@@ -210,24 +208,18 @@ def known(model: Any, **update: Any) -> Any:
     return copy.model_copy(update=update)
 
 
-def whole(config: StreamConfig) -> StreamConfig:
-    """Gathers everything, so that the one judgement is the one at the end."""
-    return dataclasses.replace(config, first=sys.maxsize, longest=sys.maxsize)
-
-
 def judge_text(ask: Ask, text: str) -> Judging[tuple[str | None, Verdict]]:
     """The text as it may go out, redacted where it has to be, or None; and the verdict."""
-    gate = Gate(ask.prompt, whole(ask.rules.stream))
+    gate = Gate(ask.prompt, ask.rules.stream.gathered())
     yield from gate.push(text)
     yield from gate.push(None)
     assert gate.verdict is not None  # a gate that has ended has decided
     return None if gate.stopped else gate.text, gate.verdict
 
 
-def judge_strings(ask: Ask, value: Any) -> Judging[Verdict]:
+def judge_data(ask: Ask, value: Any) -> Judging[Verdict]:
     """The verdict on all strings in JSON data, the names of its keys included."""
-    [verdict] = yield Check([Pair(ask.prompt, "\n".join(strings(value)))])
-    return verdict  # type: ignore[no-any-return]
+    return (yield from judge_strings(ask.prompt, list(strings(value)), ask.rules.stream))
 
 
 def strings(value: Any, *, made: bool = False) -> Iterator[str]:

@@ -18,8 +18,8 @@ from guardrail._openai_flow import (
     Ask,
     Judging,
     UnfitError,
+    judge_data,
     judge_messages,
-    judge_strings,
     judge_text,
     known,
     list_of,
@@ -145,7 +145,7 @@ def judge_item(ask: Ask, item: Any) -> Judging[tuple[Any | None, Verdict | None]
         verdict = ask.unjudged(f"an output item of type {kind!r}")
     else:
         data = item.model_dump(mode="json", exclude_none=True, warnings=False)
-        verdict = yield from judge_strings(ask, data)
+        verdict = yield from judge_data(ask, data)
     return (item if verdict.delivers else None), verdict
 
 
@@ -186,7 +186,7 @@ def judge_annotations(ask: Ask, part: Any) -> Judging[Any]:
     if not getattr(part, "annotations", None):
         return part
     found = part.model_dump(mode="json", exclude_none=True, warnings=False)["annotations"]
-    verdict = yield from judge_strings(ask, found)
+    verdict = yield from judge_data(ask, found)
     return part if verdict.delivers else known(part, annotations=[])
 
 
