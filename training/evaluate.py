@@ -32,7 +32,7 @@ from training.decisions import Decisions, decide
 from training.eval_sets import EvalSet, direction_of, held_out_sets, human_labels, public_sets
 from training.eval_statements import statement_sets
 from training.evaluation_report import fill_card, markdown
-from training.everyday_texts import written_sets
+from training.everyday_texts import WRITTEN, everyday_texts, written_sets
 from training.identity import by_group, said
 from training.metrics import (
     binary_metrics,
@@ -195,6 +195,7 @@ def evaluate(args: Args) -> dict[str, Any]:
     trained |= {normalise(prompt) for prompt, _ in prompts()}
     spoken = (*statements(), *plain_talk())
     trained |= {normalise(each.response or each.prompt) for each in spoken}
+    trained |= {normalise(e.prompt) for e in everyday_texts([WRITTEN], held_out=False)}
     sets = [
         *held_out_sets(split, human_labels(args.source)),
         *public_sets(args.source, trained),
