@@ -14,7 +14,16 @@ from contextlib import contextmanager
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Literal
 
-from guardrail.chat_model import ChatModel, Message, Reply, as_chat_model, drawn
+from guardrail.chat_model import (
+    ChatModel,
+    Message,
+    Reply,
+    aclose,
+    as_chat_model,
+    as_reply,
+    close,
+    drawn,
+)
 from guardrail.conversation import (
     ChatResult,
     Check,
@@ -41,6 +50,7 @@ __all__ = ["AsyncChatStream", "ChatResult", "ChatStream", "GuardedChat"]
 logger = logging.getLogger("guardrail")
 
 _Flow = Generator[Step, Any, ChatResult]
+_END: Any = object()  # of a model's pieces: None may be one, and a wrong one
 
 
 class GuardedChat:
@@ -217,9 +227,9 @@ class ChatStream(_Result):
                             pieces = open_(step)
                     case Pull():
                         with _upstream():
-                            answer = next(pieces, None)
+                            answer = _pulled(next(pieces, _END))
                     case Close():
-                        _close(pieces)
+                        close(pieces)
                     case Rank(pairs):
                         answer = _scores(best_of, pairs)
                     case Emit(text):
@@ -227,7 +237,7 @@ class ChatStream(_Result):
         except StopIteration as end:
             self._result = end.value
         finally:
-            _close(pieces)
+            close(pieces)
 
 
 class AsyncChatStream(_Result):
@@ -285,9 +295,9 @@ class AsyncChatStream(_Result):
                     case Pull():
                         assert pieces is not None  # the protocol opens before it pulls
                         with _upstream():
-                            answer = await anext(pieces, None)
+                            answer = _pulled(await anext(pieces, _END))
                     case Close():
-                        await _aclose(pieces)
+                        await aclose(pieces)
                     case Rank(pairs):
                         answer = await asyncio.to_thread(_scores, best_of, pairs)
                     case Emit(text):
@@ -295,7 +305,7 @@ class AsyncChatStream(_Result):
         except StopIteration as end:
             self._result = end.value
         finally:
-            await _aclose(pieces)
+            await aclose(pieces)
 
 
 @contextmanager
@@ -309,6 +319,10 @@ def _upstream() -> Iterator[None]:
         raise UpstreamError(f"the chat model failed: {type(error).__name__}: {error}") from error
 
 
+def _pulled(piece: object) -> Reply | None:
+    return None if piece is _END else as_reply(piece)
+
+
 def _scores(best_of: BestOf | None, pairs: list[Pair]) -> list[float]:
     """Each of the answers may go out, so that where they cannot be compared the first one does."""
     assert best_of is not None  # the protocol ranks where it was told to
@@ -317,13 +331,3 @@ def _scores(best_of: BestOf | None, pairs: list[Pair]) -> list[float]:
     except Exception as error:
         logger.error("%d answers were not compared, the first is given: %s", len(pairs), error)
         return [0.0] * len(pairs)
-
-
-def _close(pieces: Iterator[Reply]) -> None:
-    if (close := getattr(pieces, "close", None)) is not None:
-        close()
-
-
-async def _aclose(pieces: AsyncIterator[Reply] | None) -> None:
-    if (aclose := getattr(pieces, "aclose", None)) is not None:
-        await aclose()

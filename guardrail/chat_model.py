@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import inspect
+import logging
 import threading
 from collections.abc import (
     AsyncIterator,
@@ -23,7 +24,9 @@ from typing import Any, Protocol, cast, runtime_checkable
 
 from guardrail.errors import UpstreamError
 
-__all__ = ["ChatModel", "Message", "Reply", "as_chat_model", "drawn"]
+__all__ = ["ChatModel", "Message", "Reply", "aclose", "as_chat_model", "as_reply", "close", "drawn"]
+
+logger = logging.getLogger("guardrail")
 
 Message = Mapping[str, Any]
 
@@ -91,7 +94,7 @@ class _CallableModel:
         return _joined(list(self.stream(messages)))
 
     def stream(self, messages: Sequence[Message]) -> Iterator[Reply]:
-        answer = None if self._is_async else self._function(list(messages))
+        answer = None if self._is_async else self._call(messages)
         if inspect.iscoroutine(answer):
             answer.close()
         if self._is_async or isinstance(answer, Awaitable | AsyncIterator):
@@ -105,16 +108,15 @@ class _CallableModel:
         if self._is_async:
             answer = self._function(list(messages))
         else:
-            answer = await asyncio.to_thread(self._function, list(messages))
+            answer = await asyncio.to_thread(self._call, messages)
         if isinstance(answer, Awaitable):
             answer = await answer
         if isinstance(answer, AsyncIterator):
             try:
                 async for piece in answer:
-                    yield _reply(piece)
+                    yield as_reply(piece)
             finally:
-                if (aclose := getattr(answer, "aclose", None)) is not None:
-                    await aclose()
+                await aclose(answer)
             return
         pieces = _Threaded(_pieces(answer))
         try:
@@ -123,6 +125,15 @@ class _CallableModel:
         finally:
             # Not awaited: a cancelled caller does not wait for the piece that is being made.
             threading.Thread(target=pieces.close, daemon=True).start()
+
+    def _call(self, messages: Sequence[Message]) -> Any:
+        try:
+            return self._function(list(messages))
+        except StopIteration as error:  # no thread can hand one on: the caller would wait for ever
+            raise UpstreamError(
+                "the chat model failed: it raised StopIteration, as next() does at the end of an "
+                "iterator"
+            ) from error
 
 
 class _Threaded:
@@ -145,26 +156,53 @@ class _Threaded:
 
 def _pieces(answer: object) -> Iterator[Reply]:
     if isinstance(answer, str | Reply):
-        yield _reply(answer)
+        yield as_reply(answer)
     elif isinstance(answer, Iterable) and not isinstance(answer, Mapping):  # its names are no text
         try:
             for piece in answer:
-                yield _reply(piece)
+                yield as_reply(piece)
         finally:
-            if (close := getattr(answer, "close", None)) is not None:
-                close()
+            close(answer)
     else:
-        _reply(answer)
+        as_reply(answer)
 
 
-def _reply(piece: object) -> Reply:
-    if isinstance(piece, Reply):
-        return piece
+def as_reply(piece: object) -> Reply:
+    """What a model gave as a piece of its answer. Raises UpstreamError for what is none."""
     if isinstance(piece, str):
         return Reply(piece)
-    raise UpstreamError(
-        f"the chat model answered with {type(piece).__name__}: it must give str, or str in pieces"
+    if isinstance(piece, Reply) and isinstance(piece.text, str):
+        return piece
+    if inspect.iscoroutine(piece):
+        piece.close()
+    what = (
+        f"Reply({type(piece.text).__name__})" if isinstance(piece, Reply) else type(piece).__name__
     )
+    raise UpstreamError(f"the chat model answered with {what}: it must give str, or str in pieces")
+
+
+def close(pieces: object) -> None:
+    """Close a model's answer, where it can be closed. What was judged of it stands: that closing
+    fails is logged."""
+    try:
+        if (closes := getattr(pieces, "close", None)) is not None:
+            closes()
+    except Exception as error:
+        _not_closed(error)
+
+
+async def aclose(pieces: object) -> None:
+    """`close`, async."""
+    try:
+        if (closes := getattr(pieces, "aclose", None)) is not None:
+            await closes()
+    except Exception as error:
+        _not_closed(error)
+
+
+def _not_closed(error: Exception) -> None:
+    what = " ".join(f"{type(error).__name__}: {error}".split())
+    logger.warning("the chat model failed when its answer was closed: %s", what)
 
 
 def _joined(pieces: Sequence[Reply]) -> Reply:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import threading
+import time
 from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from typing import Any
 
@@ -492,6 +493,54 @@ def test_a_model_that_answers_with_nonsense_raises_upstream_error(how: str) -> N
             ask(GuardedChat(lambda m, n=nonsense: n, guard_with()), how, "hi")
 
 
+@doors
+def test_a_model_that_raises_stop_iteration_is_an_error_and_nobody_waits_for_ever(how: str) -> None:
+    def exhausted(messages: list[Message]) -> str:
+        return next(iter(()))
+
+    with pytest.raises(UpstreamError, match="it raised StopIteration"):
+        ask(GuardedChat(exhausted, guard_with()), how, "hi")
+
+
+class Says:
+    """Gives whatever it is told to, in pieces."""
+
+    def __init__(self, *pieces: Any) -> None:
+        self._pieces = pieces
+
+    def complete(self, messages: Sequence[Message]) -> Reply:
+        return self._pieces[-1]  # type: ignore[no-any-return]
+
+    def stream(self, messages: Sequence[Message]) -> Iterator[Reply]:
+        yield from self._pieces
+
+    async def acomplete(self, messages: Sequence[Message]) -> Reply:
+        return self._pieces[-1]  # type: ignore[no-any-return]
+
+    async def astream(self, messages: Sequence[Message]) -> AsyncIterator[Reply]:
+        for piece in self._pieces:
+            yield piece
+
+
+@doors
+@pytest.mark.parametrize("wrong", [None, Reply(None), Reply(b"x"), {"text": "x"}])  # type: ignore[arg-type]
+def test_a_piece_that_is_no_reply_is_an_error_and_no_end_of_the_answer(
+    wrong: Any, how: str
+) -> None:
+    with pytest.raises(UpstreamError, match=r"the chat model answered with .*: it must give str"):
+        ask(GuardedChat(Says(Reply("fine. "), wrong), guard_with()), how, "hi")
+
+
+@pytest.mark.filterwarnings("error")  # of what is never awaited
+def test_a_model_whose_complete_is_async_is_an_error() -> None:
+    class Async(Says):
+        async def complete(self, messages: Sequence[Message]) -> Reply:  # type: ignore[override]
+            return Reply("fine")
+
+    with pytest.raises(UpstreamError, match="answered with coroutine"):
+        GuardedChat(Async(), guard_with()).complete("hi")
+
+
 def test_what_is_no_model_is_refused() -> None:
     with pytest.raises(TypeError, match="int is none of these"):
         GuardedChat(3, guard_with())  # type: ignore[arg-type]
@@ -539,6 +588,65 @@ def test_a_refused_answer_is_cancelled_before_the_caller_reads_the_refusal() -> 
             assert model.closed == 2
 
     asyncio.run(first())
+
+
+def fails_on_close(messages: Any) -> Iterator[str]:
+    try:
+        for _ in range(500):
+            yield "A bomb. "
+    finally:
+        raise RuntimeError("cleanup\nfailed")
+
+
+def never_closes(messages: Any) -> Iterator[str]:
+    try:
+        for _ in range(500):
+            yield "A bomb. "
+    except GeneratorExit:
+        yield "and another"
+
+
+async def fails_on_aclose(messages: Any) -> AsyncIterator[str]:
+    try:
+        for _ in range(500):
+            yield "A bomb. "
+    finally:
+        raise RuntimeError("cleanup\nfailed")
+
+
+class FailsOnClose(Model):
+    def stream(self, messages: Sequence[Message]) -> Iterator[Reply]:
+        try:
+            yield from super().stream(messages)
+        finally:
+            raise RuntimeError("cleanup\nfailed")
+
+
+@pytest.mark.filterwarnings("error::pytest.PytestUnhandledThreadExceptionWarning")
+@pytest.mark.parametrize(
+    ("model", "how", "said"),
+    [
+        (fails_on_close, "stream", "cleanup failed"),
+        (fails_on_close, "astream", "cleanup failed"),
+        (never_closes, "stream", "generator ignored GeneratorExit"),
+        (never_closes, "astream", "generator ignored GeneratorExit"),
+        (fails_on_aclose, "astream", "cleanup failed"),
+        (FailsOnClose("A bomb. " * 500), "stream", "cleanup failed"),
+        (FailsOnClose("A bomb. " * 500), "astream", "cleanup failed"),
+    ],
+)
+def test_an_answer_that_fails_when_it_is_closed_is_still_refused(
+    model: Any, how: str, said: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    pieces, result = ask(GuardedChat(model, guard_with(), stream_config=GATHERS), how, "hi")
+    assert result.blocked
+    assert "".join(pieces).startswith("I'm sorry")
+    until = time.monotonic() + 10
+    while not caplog.messages and time.monotonic() < until:
+        time.sleep(0.01)  # a sync model's answer may be closed in a thread, later
+    [line] = caplog.messages
+    assert line.startswith("the chat model failed when its answer was closed: RuntimeError: ")
+    assert line.endswith(said)
 
 
 def test_a_withheld_answer_is_cancelled_before_the_model_is_asked_again() -> None:
