@@ -21,8 +21,10 @@ from guardrail._server_keys import HASH, LONGEST_NAME, NAME
 from guardrail._server_source import ConfigError, Location, Source, holds
 from guardrail._toml import nearest
 from guardrail.artifact import is_path
+from guardrail.conversation import Rules
 from guardrail.errors import PolicyError, UpstreamError
 from guardrail.policy import PRESETS, Policy
+from guardrail.stream import StreamConfig
 from guardrail.upstream import OpenAICompatible
 
 __all__ = ["ConfigError", "Key", "Limits", "Settings", "Upstream", "load_settings"]
@@ -139,7 +141,8 @@ class AuditSettings(_Table):
 
 class Settings(_Table):
     """All of it. policies: names for policy files; header_policies: those that a caller without a
-    key may ask for; models: {} offers every model of the default upstream."""
+    key may ask for; judge_roles all: system, developer and tool messages are no more trusted than
+    the user's; models: {} offers every model of the default upstream."""
 
     host: Annotated[Name, AfterValidator(_bare_host)] = "127.0.0.1"
     port: Annotated[int, Field(ge=0, le=65_535)] = 8000
@@ -148,6 +151,7 @@ class Settings(_Table):
     policies: dict[str, Name] = {}
     header_policies: list[Name] = []
     context_turns: Annotated[int, Field(ge=1, le=64)] = 4
+    judge_roles: Literal["user", "all"] = "user"
     allow_anonymous: bool = False
     default_upstream: Name | None = None
     upstreams: dict[str, Upstream] = {}
@@ -163,6 +167,15 @@ class Settings(_Table):
     def error(self, at: Location, message: str) -> ConfigError:
         """What is found wrong at a key later than these were read, as `load_settings` says it."""
         return self._source.error([(at, message)])
+
+    def rules(self, policy: Policy) -> Rules:
+        """How a chat is guarded under a policy."""
+        return Rules(
+            policy,
+            StreamConfig(),
+            context_turns=self.context_turns,
+            every_role=self.judge_roles == "all",
+        )
 
     def policy_source(self, name: str) -> str:
         """The preset or the file that a policy name stands for."""

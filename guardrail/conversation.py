@@ -117,6 +117,7 @@ class Rules:
     context_turns: int = 4
     regenerate_tries: int = 2
     best_of: bool = False
+    every_role: bool = False  # of the input, judge what system, developer and tool messages say too
 
 
 def read_messages(messages: str | Sequence[Message]) -> list[Message]:
@@ -268,6 +269,9 @@ def judge_input(
     """The messages to send on, the verdict on them, and whether they may be sent."""
     views = _views(messages, rules.context_turns)
     verdicts: list[Verdict] = yield Check(_pairs(messages, views))
+    for view in _others(messages) if rules.every_role else ():
+        verdicts = [*verdicts, *(yield Check(_pairs(messages, [view])))]
+        views.append(view)
     strange = _not_text(messages)
     if strange is not None:
         verdicts = [*verdicts, rules.policy.fail(Direction.INPUT, strange)]
@@ -325,6 +329,15 @@ def _views(messages: Sequence[Message], turns: int) -> list[list[int]]:
         if view not in views:
             views.append(view)
     return views
+
+
+def _others(messages: Sequence[Message]) -> list[list[int]]:
+    """A view of each message, with words in it, of neither the user nor the assistant."""
+    return [
+        [i]
+        for i, message in enumerate(messages)
+        if message["role"] not in ("user", "assistant") and message_text(message).strip()
+    ]
 
 
 def _pairs(messages: Sequence[Message], views: Sequence[Sequence[int]]) -> list[Pair]:

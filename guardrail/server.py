@@ -57,12 +57,10 @@ from guardrail._server_telemetry import (
 )
 from guardrail._server_upstream import Upstreams
 from guardrail.batching import Batcher
-from guardrail.conversation import Rules
 from guardrail.errors import GuardrailError
 from guardrail.guard import Guard
 from guardrail.moderator import Moderator
 from guardrail.policy import Policy
-from guardrail.stream import StreamConfig
 from guardrail.verdict import Action, Pair
 
 __all__ = ["check", "create_app", "load_settings", "serve"]
@@ -225,7 +223,7 @@ class Service:
         route = self.upstreams.route(body["model"], key.models if key else ())
         if record := RECORD.get():
             record.model, record.upstream = body["model"], route.name
-        rules = Rules(guard.policy, StreamConfig(), context_turns=self.settings.context_turns)
+        rules = self.settings.rules(guard.policy)
         chat = Chat(body, route, guard, rules, token, self.metrics)
         if not body.get("stream"):
             return Json(await self._within(request, chat.complete()))

@@ -8,6 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from guardrail.artifact import artifact_folder, read_manifest
 from guardrail.errors import PolicyError
 from guardrail.policy import LEVELS, PRESETS, Policy, Rules, Thresholds
 from guardrail.taxonomy import Category, Direction, Severity
@@ -247,6 +248,16 @@ def test_presets_from_strict_to_audit_only_get_weaker() -> None:
     assert all(p.on_error is Action.REFUSE for p in loaded[:3])
     everything = dict.fromkeys(Category, 1.0)
     assert loaded[3].decide(seen(1, 1, 1, everything, unreadable=True)).delivers
+
+
+def test_strict_holds_nothing_later_than_the_bundled_model_would() -> None:
+    manifest = read_manifest(artifact_folder())
+    for direction in Direction:
+        model = manifest.thresholds_of(direction)
+        strict = model | Policy.load("strict").rules(direction).thresholds
+        assert strict.categories == model.categories
+        for level in LEVELS:
+            assert strict.severity[level] <= model.severity.get(level, 0.5)
 
 
 def test_a_preset_extended_by_nothing_decides_as_it_does() -> None:
