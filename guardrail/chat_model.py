@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import inspect
 import logging
+import re
 import threading
 from collections.abc import (
     AsyncIterator,
@@ -24,11 +25,22 @@ from typing import Any, Protocol, cast, runtime_checkable
 
 from guardrail.errors import UpstreamError
 
-__all__ = ["ChatModel", "Message", "Reply", "aclose", "as_chat_model", "as_reply", "close", "drawn"]
+__all__ = [
+    "ChatModel",
+    "Message",
+    "Reply",
+    "aclose",
+    "as_chat_model",
+    "as_reply",
+    "close",
+    "drawn",
+    "finish_reason",
+]
 
 logger = logging.getLogger("guardrail")
 
 Message = Mapping[str, Any]
+_NAME = re.compile("[A-Za-z][A-Za-z0-9_-]{,39}")
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,6 +62,14 @@ class ChatModel(Protocol):
     async def acomplete(self, messages: Sequence[Message]) -> Reply: ...
 
     def astream(self, messages: Sequence[Message]) -> AsyncIterator[Reply]: ...
+
+
+def finish_reason(said: object) -> str | None:
+    """The finish reason in an API's answer, None where there is none. One that is no plain name is
+    a text, which nobody judged: it is read as `stop`."""
+    if not said:
+        return None
+    return said if isinstance(said, str) and _NAME.fullmatch(said) else "stop"
 
 
 def drawn(model: ChatModel, draw: int) -> ChatModel:

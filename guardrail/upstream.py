@@ -21,7 +21,7 @@ import httpx
 from httpx_sse import EventSource, ServerSentEvent, SSEError
 
 from guardrail._forks import renewed_in_children
-from guardrail.chat_model import Message, Reply
+from guardrail.chat_model import Message, Reply, finish_reason
 from guardrail.errors import UpstreamError
 from guardrail.upstream_faults import Faults, retry_after, secrets_of
 
@@ -30,6 +30,7 @@ __all__ = ["OpenAICompatible"]
 _RETRIED = {429, 502, 503, 504}
 _UNSENT = (httpx.ConnectError, httpx.ConnectTimeout, httpx.RemoteProtocolError)
 _LONGEST_WAIT = 30.0  # seconds
+_TEXT_PARTS = ("text", "output_text")
 
 
 class OpenAICompatible:
@@ -218,12 +219,10 @@ class OpenAICompatible:
         data = self._faults.parse(body)
         try:
             choice = data["choices"][0]
-            return Reply(_content(choice["message"]), choice.get("finish_reason") or "stop")
+            ended = finish_reason(choice.get("finish_reason"))
+            return Reply(_content(choice["message"]), ended or "stop")
         except (KeyError, IndexError, TypeError, AttributeError):
-            said = self._faults.excerpt(body)
-            raise self._faults.error(
-                f"{self._faults.where} answered without choices[0].message: {said}"
-            ) from None
+            raise self._faults.unread("choices[0].message", data, len(body)) from None
 
     # --- connections ------------------------------------------------------------------------------
 
@@ -311,11 +310,10 @@ class _Events:
             choice = choices[0]
             if choice.get("index", 0) != 0:
                 return None
-            reply = Reply(_content(choice.get("delta") or {}), choice.get("finish_reason"))
+            ended = finish_reason(choice.get("finish_reason"))
+            reply = Reply(_content(choice.get("delta") or {}), ended)
         except (KeyError, TypeError, AttributeError):
-            raise self._faults.error(
-                f"an event has no choices[0].delta: {self._faults.excerpt(event.data)}"
-            ) from None
+            raise self._faults.unread("choices[0].delta", data, len(event.data)) from None
         self._finished = self._finished or reply.finish_reason is not None
         return reply
 
@@ -348,7 +346,8 @@ def _is_json(response: httpx.Response) -> bool:
 
 
 def _content(message: Mapping[str, Any]) -> str:
-    text = message.get("content") or message.get("refusal") or ""
-    if not isinstance(text, str):
-        raise TypeError("content is not a text")
-    return text
+    content = message.get("content") or message.get("refusal") or ""
+    parts = content if isinstance(content, list) else [{"type": "text", "text": content}]
+    if not all(part["type"] in _TEXT_PARTS for part in parts):
+        raise TypeError("a part of the content is not a text")
+    return "".join(part["text"] for part in parts)

@@ -102,25 +102,53 @@ class Faults:
         an error object."""
         try:
             data = json.loads(body)
-        except (ValueError, RecursionError):
+        except (ValueError, RecursionError) as error:
             raise self.error(
-                f"{self.where} answered with what is not JSON: {self.excerpt(body)}"
+                f"{self.where} answered with what is not JSON ({_flaw(error)}): check the URL"
             ) from None
         if isinstance(data, dict) and data.get("error"):
-            raise self.error(f"{self.where} reports: {self._said(json.dumps(data))}")
+            raise self.error(f"{self.where} reports: {self._reported(data['error'])}")
         return data
 
-    def excerpt(self, body: str | bytes) -> str:
-        """The beginning of what a server sent, fit for an error text."""
-        text = body.decode(errors="replace") if isinstance(body, bytes) else body
+    def unread(self, what: str, data: object, size: int) -> UpstreamError:
+        """For an answer of another shape than `what`. It may be a model's text, which is not
+        judged: nothing of it is quoted."""
+        kind = type(data).__name__
+        return self.error(
+            f"{self.where} answered without {what} that holds a text (JSON of type {kind}, "
+            f"{size:,} long): does it speak OpenAI's chat API?"
+        )
+
+    def _excerpt(self, text: str) -> str:
+        """The beginning of what a server said went wrong, fit for an error text."""
         # Before it is cut, for a cut key would not be found.
         text = without_secrets(text, self._secrets)
         return text if len(text) <= 200 else f"{text[:200]}..."
 
+    def _reported(self, error: object) -> str:
+        """OpenAI's `error.message` where it is there; nothing of what else stands beside it."""
+        said = error.get("message") if isinstance(error, dict) else error
+        return self._excerpt(said) if isinstance(said, str) else "an error without a message"
+
     def _said(self, body: str) -> str:
-        """What a server says went wrong: OpenAI's `error.message` where it is there."""
+        """What a server that refuses a call says went wrong: OpenAI's `error.message` where it is
+        there."""
         try:
             error = json.loads(body)["error"]
-            return self.excerpt(str(error["message"] if isinstance(error, dict) else error))
+            return self._excerpt(str(error["message"] if isinstance(error, dict) else error))
         except (ValueError, KeyError, TypeError, RecursionError):
-            return self.excerpt(body)
+            return self._excerpt(body)
+
+
+def _flaw(error: Exception) -> str:
+    """What keeps a body from being JSON, without a word of it: it may be a model's text."""
+    match error:
+        case json.JSONDecodeError():
+            where = f"character {error.pos} of {len(error.doc)}"
+            return f"{error.msg.partition(':')[0].lower()}, at {where}"
+        case UnicodeDecodeError():
+            return f"not UTF-8, at byte {error.start}"
+        case RecursionError():
+            return "nested too deeply"
+        case _:
+            return "a number is too long"

@@ -224,11 +224,12 @@ def test_a_connection_lost_in_a_stream_is_an_error_and_not_retried(
 @pytest.mark.parametrize(
     ("bad", "said"),
     [
-        ("data: {oops\n\n", "not JSON: {oops"),
-        (f"data: {'[' * 99_999}\n\n", r"not JSON: \[\[\["),
+        ("data: {oops\n\n", "not JSON .*at character 1 of 5"),
+        (f"data: {'[' * 99_999}\n\n", "not JSON .nested too deeply"),
+        (f"data: [{'1' * 5000}]\n\n", "not JSON .a number is too long"),
         ('data: {"error":{"message":"out of memory"}}\n\n', "reports: out of memory"),
-        ('data: {"choices":[3]}\n\n', r"no choices\[0\]\.delta"),
-        ('data: {"choices":[{"delta":{"content":[1]}}]}\n\n', r"no choices\[0\]\.delta"),
+        ('data: {"choices":[3]}\n\n', r"without choices\[0\]\.delta"),
+        ('data: {"choices":[{"delta":{"content":[1]}}]}\n\n', r"without choices\[0\]\.delta"),
     ],
 )
 def test_a_bad_event_is_an_error(server: Server, how: str, bad: str, said: str) -> None:
@@ -248,9 +249,9 @@ def test_a_web_page_instead_of_a_stream_is_an_error(server: Server, how: str) ->
 @pytest.mark.parametrize(
     ("body", "said"),
     [
-        ("<html>hi</html>", "not JSON: <html>hi</html>"),
-        ("[" * 99_999, r"not JSON: \[\[\["),
-        (b"\xff\xfe", "not JSON"),
+        ("<html>hi</html>", "not JSON .*at character 0 of 15.: check the URL"),
+        ("[" * 99_999, "not JSON .nested too deeply"),
+        (b"fine \xff\xfe", "not JSON .not UTF-8, at byte"),
         ("[]", r"without choices\[0\]\.message"),
         ('{"choices":[]}', r"without choices\[0\]\.message"),
         ('{"choices":[{"message":{"content":[1]}}]}', r"without choices\[0\]\.message"),
@@ -264,6 +265,52 @@ def test_a_bad_answer_is_one_clear_line(
     with pytest.raises(UpstreamError, match=said) as error:
         ask(model_at(server), how)
     assert "\n" not in str(error.value)
+
+
+@doors
+@pytest.mark.parametrize(
+    "body",
+    [
+        '{"id": bad json SECRET',
+        '{"choices": [{"message": {"content": "\\SECRET',
+        '{"choices": [{"MSG": {"content": [{"type": "image", "text": "SECRET"}]}}]}',
+        '{"choices": [{"MSG": {"content": [{"type": "text", "text": ["SECRET"]}]}}]}',
+        '{"choices": [{"MSG": {"content": ["SECRET"]}}]}',
+        '{"choices": [{"MSG": {"content": {"SECRET": "SECRET"}}}]}',
+        '{"choices": [{"MSG": "SECRET"}]}',
+        '{"choices": "SECRET"}',
+        '{"choices": [{"MSG": {"content": "SECRET"}}], "error": {"code": 1}}',
+        '{"choices": [{"MSG": {"content": "SECRET"}}], "error": ["SECRET"]}',
+    ],
+)
+def test_no_error_quotes_what_a_model_says(server: Server, how: str, body: str) -> None:
+    is_stream = how in ("stream", "astream")
+    body = body.replace("MSG", "delta" if is_stream else "message")
+    answer = chunks(f"data: {body}\n\n")
+    server.script = [answer if is_stream else lambda h: h.send(200, body, "application/json")]
+    with pytest.raises(UpstreamError) as error:
+        ask(model_at(server), how)
+    assert "SECRET" not in f"{error.value!r} {error.value.__cause__!r}"
+    assert "\n" not in str(error.value)
+
+
+@doors
+def test_a_content_of_text_parts_is_one_text(server: Server, how: str) -> None:
+    parts = [{"type": "text", "text": "one "}, {"type": "text", "text": "two"}]
+    is_stream = how in ("stream", "astream")
+    choice = {"delta" if is_stream else "message": {"content": parts}, "finish_reason": "length"}
+    body = json.dumps({"choices": [choice]})
+    answer = chunks(f"data: {body}\n\n")
+    server.script = [answer if is_stream else lambda h: h.send(200, body, "application/json")]
+    assert ask(model_at(server), how) == [Reply("one two", "length")]
+
+
+@doors
+def test_a_finish_reason_that_is_a_text_is_not_handed_on(server: Server, how: str) -> None:
+    answer = (chunks(event("fine", "take a knife")) if how in ("stream", "astream")
+              else whole("fine", "take a knife"))  # fmt: skip
+    server.script = [answer]
+    assert ask(model_at(server), how)[-1].finish_reason == "stop"
 
 
 @doors
