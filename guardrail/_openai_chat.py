@@ -20,6 +20,7 @@ from openai.types.chat.chat_completion_chunk import ChoiceDelta
 from guardrail import _logprobs
 from guardrail._openai_flow import (
     ALTERNATIVES,
+    END,
     Api,
     Ask,
     Flow,
@@ -34,6 +35,7 @@ from guardrail._openai_flow import (
     list_of,
     of_upstream,
 )
+from guardrail.chat_model import finish_reason, plain_name
 from guardrail.conversation import Close, Pull, Rules
 from guardrail.verdict import Verdict
 
@@ -70,8 +72,16 @@ def _judge(ask: Ask, completion: ChatCompletion) -> Judging[ChatCompletion]:
     choices: list[Choice] = []
     for choice in completion.choices or []:
         choices += [(yield from _choice(ask, choice))]
-    judged: ChatCompletion = known(completion, choices=choices, guardrail=ask.note)
+    judged: ChatCompletion = _named(completion, choices=choices, guardrail=ask.note)
     return judged
+
+
+def _named(item: Any, **update: Any) -> Any:
+    """`known`, without what is to be a name in it and is a text: that was not judged."""
+    for name in ("service_tier", "system_fingerprint"):
+        if (said := getattr(item, name, None)) is not None and plain_name(said) is None:
+            update[name] = None
+    return known(item, **update)
 
 
 def _choice(ask: Ask, choice: Choice) -> Judging[Choice]:
@@ -95,7 +105,7 @@ def _choice(ask: Ask, choice: Choice) -> Judging[Choice]:
         update["message"] = choice.message.model_copy(update={**changed, "annotations": None})
     if choice.logprobs:
         update["logprobs"] = _judged_logprobs(choice.logprobs, {**texts, **changed})
-    judged: Choice = known(choice, **update)
+    judged: Choice = known(choice, finish_reason=finish_reason(choice.finish_reason), **update)
     return judged
 
 
@@ -175,7 +185,7 @@ class _Part:
             if rest:
                 self._held.append(delta.model_copy(update=dict.fromkeys(["role", *texts])))
         if choice.finish_reason:
-            yield from self.end(chunk, choice.finish_reason)
+            yield from self.end(chunk, finish_reason(choice.finish_reason))
 
     def end(self, chunk: ChatCompletionChunk, finish: str | None) -> Flow:
         """The end of this choice; `finish` is None where the stream ended without a word."""
@@ -230,7 +240,7 @@ class _Part:
         )
         if note is not None:
             choice = choice.model_copy(update={"guardrail": note})
-        return Give(known(chunk, choices=[choice], usage=None))
+        return Give(_named(chunk, choices=[choice], usage=None))
 
 
 @of_upstream
@@ -238,14 +248,14 @@ def _stream(ask: Ask) -> Flow:
     parts: dict[int, _Part] = {}
     last: ChatCompletionChunk | None = None
     wanted = ask.body.get("n") or 1
-    while (chunk := (yield Pull())) is not None:
+    while (chunk := (yield Pull())) is not END:
         last = chunk
         for choice in chunk.choices or []:
             if choice.index not in parts:
                 parts[choice.index] = _Part(ask, choice.index)
             yield from parts[choice.index].take(chunk, choice)
         if not chunk.choices or chunk.usage:
-            yield Give(known(chunk, choices=[]))
+            yield Give(_named(chunk, choices=[]))
         ended = [part for part in parts.values() if part.ended]
         if len(ended) >= wanted and any(part.refused for part in ended):
             yield Close()

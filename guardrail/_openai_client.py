@@ -21,10 +21,10 @@ from openai import (
 
 from guardrail._openai_chat import CHAT
 from guardrail._openai_events import RESPONSES
-from guardrail._openai_flow import Api, Ask, Flow, Give, Judging, T
+from guardrail._openai_flow import END, Api, Ask, Flow, Give, Judging, T
 from guardrail._openai_paths import call_path, check_deployment, is_stored_response, passes
 from guardrail.conversation import Check, Close, Pull, Rules
-from guardrail.errors import GuardrailError
+from guardrail.errors import GuardrailError, UpstreamError
 from guardrail.guard import Guard
 
 __all__ = ["adrive", "arun", "guarded"]
@@ -170,9 +170,15 @@ class _Call:
         return self._options.model_copy(update=update)
 
     def typed(self, answer: Any, kind: type[T]) -> T:
-        if not isinstance(answer, kind):  # default headers, too, can ask for a raw response
+        if isinstance(answer, kind):
+            return answer
+        if hasattr(answer, "http_response"):  # default headers, too, can ask for a raw response
             raise _not_judged(f"an answer of type {type(answer).__name__}")
-        return answer
+        raise UpstreamError(
+            f"the API answered with what is no {kind.__name__} (openai reads it as "
+            f"{type(answer).__name__}), so that it cannot be judged: check the client's base_url "
+            "(it often ends in /v1)"
+        )
 
     def parsed(self, answer: Any) -> Any:
         """What `parse()` makes of a judged answer."""
@@ -240,7 +246,7 @@ def _drive(flow: Flow, guard: Guard, raw: Stream[Any]) -> Generator[Any, None, N
                 case Check(pairs):
                     answer = guard.check_many(pairs)
                 case Pull():
-                    answer = next(raw, None)
+                    answer = next(raw, END)
                 case Close():
                     raw.close()
                 case Give(item):
@@ -262,7 +268,7 @@ async def adrive(flow: Flow, guard: Guard, raw: AsyncStream[Any]) -> AsyncGenera
                 case Check(pairs):
                     answer = await guard.acheck_many(pairs)
                 case Pull():
-                    answer = await anext(raw, None)
+                    answer = await anext(raw, END)
                 case Close():
                     await raw.close()
                 case Give(item):

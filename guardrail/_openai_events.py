@@ -23,6 +23,7 @@ from openai.types.responses import (
 )
 
 from guardrail._openai_flow import (
+    END,
     Api,
     Ask,
     Flow,
@@ -59,7 +60,7 @@ _FIELDS = {"output_text": "text", "refusal": "refusal"}
 @of_upstream
 def _stream(ask: Ask) -> Flow:
     stream = _Stream(ask)
-    while (event := (yield Pull())) is not None:
+    while (event := (yield Pull())) is not END:
         yield from stream.take(event)
         if stream.stopped:
             yield Close()

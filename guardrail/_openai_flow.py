@@ -30,6 +30,7 @@ from guardrail.verdict import Pair, Verdict
 
 __all__ = [
     "ALTERNATIVES",
+    "END",
     "Api",
     "Ask",
     "Gate",
@@ -51,6 +52,8 @@ P = ParamSpec("P")
 _OPAQUE = {"id", "call_id", "item_id", "encrypted_content", "index", "status", "type"}
 _MODEL_MADE = {"arguments", "input"}  # in these, every name and value is the model's
 ALTERNATIVES = "top_logprobs name words that were never judged: leave it out; logprobs work alone"
+
+END: Any = object()  # answers a Pull where nothing comes any more; None is what some server sent
 
 
 class UnfitError(ValueError):

@@ -20,6 +20,13 @@ _PASS = re.compile(
     "uploads|containers|evals|skills|organization|projects|safety|vaults|responses/input_tokens|"
     "content_provenance_checks|webhook_endpoints|webhook_event_types)(/|$)"
 )
+# These hand out what models wrote: the answers of a batch, files that code made, samples of an
+# evaluation, what was understood of a recording.
+_WRITTEN = re.compile(
+    r"(^|/)(files|containers|evals|audio)/(.+/)?(content|output_items|transcriptions|translations)"
+    r"(;[^/]*)?(/|$)",
+    re.IGNORECASE,
+)
 # Some hosts have an API for each model, below its name: models/NAME/v1/chat/completions.
 _GENERATES = re.compile(r"(^|/)(completions|responses|messages)(;[^/]*)?$", re.IGNORECASE)
 _STORED = re.compile("responses/[^/]+")
@@ -56,6 +63,8 @@ def passes(method: str, path: str) -> bool:
     """Whether a call needs no guard."""
     if method == "DELETE":
         return True
+    if _WRITTEN.search(path):
+        return False
     return bool(_PASS.match(path)) and not (method != "GET" and _GENERATES.search(path))
 
 

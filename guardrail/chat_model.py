@@ -35,12 +35,13 @@ __all__ = [
     "close",
     "drawn",
     "finish_reason",
+    "plain_name",
 ]
 
 logger = logging.getLogger("guardrail")
 
 Message = Mapping[str, Any]
-_NAME = re.compile("[A-Za-z][A-Za-z0-9_-]{,39}")
+_NAME = re.compile("[A-Za-z0-9][A-Za-z0-9_.-]{,63}")
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,9 +68,12 @@ class ChatModel(Protocol):
 def finish_reason(said: object) -> str | None:
     """The finish reason in an API's answer, None where there is none. One that is no plain name is
     a text, which nobody judged: it is read as `stop`."""
-    if not said:
-        return None
-    return said if isinstance(said, str) and _NAME.fullmatch(said) else "stop"
+    return plain_name(said) or "stop" if said else None
+
+
+def plain_name(said: object) -> str | None:
+    """A name that an API gives to something, None where it is not one short word."""
+    return said if isinstance(said, str) and _NAME.fullmatch(said) else None
 
 
 def drawn(model: ChatModel, draw: int) -> ChatModel:

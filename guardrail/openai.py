@@ -6,9 +6,11 @@
 One choke point, the client's `request`, sees every call, whichever helper made it: `create`,
 `parse`, `stream`, `post`, `with_options(...)`. `POST /chat/completions` and `POST /responses` (and
 the reading and cancelling of a stored response) are guarded; calls that hold no answer of a chat
-model (embeddings, models, files, images, batches, ...) pass; every other path raises
-GuardrailError, and so do a path that could be read as another one (dot segments, a host, ...), raw
-responses and websockets, which cannot be judged.
+model (embeddings, models, images, speech, files and batches to keep, ...) pass; every other path
+raises GuardrailError, and so do those that hand out what models wrote (`files.content`, where the
+answers of a batch lie, the files of containers, samples of evaluations, transcriptions), a path
+that could be read as another one (dot segments, a host, ...), raw responses and websockets, which
+cannot be judged.
 """
 
 from __future__ import annotations

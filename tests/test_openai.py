@@ -960,6 +960,53 @@ def test_a_completion_of_another_shape_is_an_upstream_error(
 
 
 @ways
+@pytest.mark.parametrize("path", [CHAT, RESPONSES])
+@pytest.mark.parametrize("body", [[], None, "a text", "<html>hi</html>"])
+def test_an_answer_that_is_no_object_is_an_upstream_error(
+    server: Server, how: str, path: str, body: Any
+) -> None:
+    server.body = body
+    request = user() if path == CHAT else {"input": "hi"}
+    with pytest.raises(UpstreamError, match="check the client's base_url") as error:
+        call(how, server, path, **request)
+    assert "\n" not in str(error.value)
+    assert "html" not in str(error.value)
+
+
+@ways
+@pytest.mark.parametrize("path", [CHAT, RESPONSES])
+def test_an_event_of_null_is_an_error_and_no_end_of_the_stream(
+    server: Server, how: str, path: str
+) -> None:
+    chat_says(server, HARMLESS)
+    if path == RESPONSES:
+        response_says(server, message_item(HARMLESS))
+    server.events = [*server.events[:5], None, *server.events[5:]]  # type: ignore[list-item]
+    request = user() if path == CHAT else {"input": "hi"}
+    with pytest.raises(UpstreamError, match="does not have the shape"):
+        call(how, server, path, **request, stream=True)
+
+
+@ways
+@streamed
+def test_what_is_to_be_a_name_and_is_a_text_is_left_out(
+    server: Server, how: str, stream: bool
+) -> None:
+    chat_says(server, "fine. ")
+    for name, given_ in (("fp_44-b.1", "fp_44-b.1"), ("take a bomb", None), (["bomb"], None)):
+        frame = {"system_fingerprint": name, "service_tier": name}
+        server.body |= frame
+        server.events = [{**event, **frame} for event in server.events]
+        ends = name if given_ else "take a bomb"
+        server.body["choices"][0]["finish_reason"] = ends
+        server.events[-2]["choices"][0]["finish_reason"] = ends
+        answer = call(how, server, CHAT, **user(), stream=stream)
+        for item in answer if stream else [answer]:
+            assert (item.system_fingerprint, item.service_tier) == (given_, given_)
+        assert finishes_of(answer) == {0: given_ or "stop"}
+
+
+@ways
 def test_a_response_of_another_shape_is_an_upstream_error(server: Server, how: str) -> None:
     server.body = {"id": "x", "object": "response", "output": 5}
     with pytest.raises(UpstreamError, match="does not have the shape"):

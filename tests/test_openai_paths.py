@@ -187,3 +187,40 @@ def test_names_of_files_and_models_pass_as_they_are(notes: Notes, client: OpenAI
     client.get("/organization/usage/completions", cast_to=object)
     client.delete("/chat/completions/x", cast_to=object)
     assert len(notes.paths) == 9
+
+
+@pytest.mark.parametrize(
+    "path",
+    [
+        "files/file-1/content",
+        "files/file-1/Content;x=y",
+        "files/file-1/%63ontent",
+        "models/m/v1/files/file-1/content",
+        "containers/c/files/f/content",
+        "evals/e/runs/r/output_items",
+        "evals/e/runs/r/output_items/i",
+        "audio/transcriptions",
+        "audio/translations",
+    ],
+)
+@pytest.mark.parametrize("method", ["get", "post"])
+def test_what_hands_out_a_models_text_is_refused(
+    notes: Notes, client: OpenAI, path: str, method: str
+) -> None:
+    with pytest.raises(GuardrailError, match="call it on the client that was given to guard_op"):
+        getattr(client, method)(f"/{path}", cast_to=object)
+    assert notes.paths == []
+
+
+def test_what_keeps_files_and_batches_passes(notes: Notes, client: OpenAI) -> None:
+    client.files.list()
+    client.files.retrieve("file-1")
+    client.files.create(file=b"{}", purpose="batch")
+    client.batches.create(
+        completion_window="24h", endpoint="/v1/chat/completions", input_file_id="file-1"
+    )
+    client.batches.retrieve("b")
+    client.containers.files.list("c")
+    client.evals.runs.retrieve("r", eval_id="e")
+    client.post("/audio/speech", cast_to=object, body={"input": "hi"})
+    assert len(notes.paths) == 8
