@@ -86,6 +86,14 @@ class StreamConfig:
     second_look: float = 0.2
 
     def __post_init__(self) -> None:
+        for name in ("first", "longest", "context"):
+            value = getattr(self, name)
+            if not isinstance(value, int) or isinstance(value, bool):
+                raise ValueError(f"{name} must be a whole number of characters, not {value!r}")
+        for name in ("growth", "second_look"):
+            value = getattr(self, name)
+            if not isinstance(value, int | float) or isinstance(value, bool):
+                raise ValueError(f"{name} must be a number, not {value!r}")
         if not 1 <= self.first <= self.longest:
             raise ValueError(f"need 1 <= first <= longest, not {self.first} and {self.longest}")
         if not self.growth >= 1:
@@ -95,8 +103,8 @@ class StreamConfig:
         if not 0 <= self.second_look <= 1:
             raise ValueError(f"second_look must be from 0 to 1, not {self.second_look}")
         # An empty mask would join what stood on both sides of a passage into something unjudged.
-        if not self.mask.strip():
-            raise ValueError("mask must hold a visible character")
+        if not isinstance(self.mask, str) or not self.mask.strip():
+            raise ValueError(f"mask must be a text with a visible character, not {self.mask!r}")
 
     def gathered(self) -> StreamConfig:
         """For an answer that is not streamed: all of it is gathered, and judged once."""

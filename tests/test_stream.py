@@ -310,6 +310,16 @@ def test_the_first_text_comes_early_and_passages_grow() -> None:
         {"context": -1},
         {"mask": ""},
         {"second_look": 1.5},
+        {"first": 1.5},
+        {"first": "5"},
+        {"first": True},
+        {"longest": 10.5},
+        {"context": 3.5},
+        {"context": None},
+        {"growth": "2"},
+        {"second_look": "0.5"},
+        {"mask": 5},
+        {"mask": None},
     ],
 )
 def test_a_config_that_cannot_work_is_refused(values: dict[str, object]) -> None:
