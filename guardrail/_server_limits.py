@@ -90,7 +90,7 @@ async def read_json(request: Request, most: int, seconds: float) -> dict[str, An
             headers={"Connection": "close"},
         )
     try:
-        data = json.loads(body, parse_constant=_no_number, parse_float=_finite)
+        data = json.loads(body, parse_constant=_no_number, parse_float=_finite, parse_int=_whole)
     except (ValueError, RecursionError) as error:
         named = isinstance(error, json.JSONDecodeError | _NoNumberError)
         what = str(error) if named else type(error).__name__
@@ -103,7 +103,7 @@ async def read_json(request: Request, most: int, seconds: float) -> dict[str, An
 
 
 class _NoNumberError(ValueError):
-    """A number that JSON does not have, or that no float can hold."""
+    """A number that JSON does not have, or that cannot be held."""
 
 
 def _no_number(text: str) -> float:
@@ -115,6 +115,14 @@ def _finite(text: str) -> float:
     if not math.isfinite(number):
         raise _NoNumberError(f"the number {text[:40]} is too large")
     return number
+
+
+def _whole(text: str) -> int:
+    try:
+        return int(text)
+    except ValueError:  # Python reads none of thousands of digits
+        said = f"the number {text[:40]}... of {len(text):,} digits is too long"
+        raise _NoNumberError(said) from None
 
 
 async def _read(request: Request, most: int) -> tuple[bytes | None, bool]:

@@ -108,17 +108,20 @@ class Upstreams:
             self._settings.limits.retry_after_seconds,
         )
 
-    async def models(self, token: str | None) -> list[tuple[str, str]]:
+    async def models(self, token: str | None, *, every: bool = False) -> list[tuple[str, str]]:
         """The names that callers may use, and the upstream of each. Where none are configured, the
-        upstreams are asked; one that does not answer is left out."""
+        upstreams are asked; one that does not answer is left out. every: with both names of a
+        model of the default upstream."""
         if self._settings.models:
             return [(name, model.upstream) for name, model in self._settings.models.items()]
         lists = await asyncio.gather(*(self._list(name, token) for name in self._clients))
-        return [
-            (model if name == self._default else f"{name}/{model}", name)
-            for name, models in zip(self._clients, lists, strict=True)
-            for model in models
-        ]
+        found: list[tuple[str, str]] = []
+        for name, models in zip(self._clients, lists, strict=True):
+            if name == self._default:
+                found += [(model, name) for model in models]
+            if name != self._default or every:
+                found += [(f"{name}/{model}", name) for model in models]
+        return found
 
     async def _list(self, name: str, token: str | None) -> list[str]:
         route = self._route(name, "")

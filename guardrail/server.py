@@ -261,16 +261,16 @@ class Service:
 
     async def one_model(self, request: Request) -> Response:
         wanted = request.path_params["model"]
-        for model in await self._models(request):
+        for model in await self._models(request, every=True):
             if model["id"] == wanted:
                 return Json(model)
         raise ApiError(404, f"no model {wanted!r}", code="model_not_found", param="model")
 
-    async def _models(self, request: Request) -> list[dict[str, Any]]:
+    async def _models(self, request: Request, *, every: bool = False) -> list[dict[str, Any]]:
         key, token = self.caller(request)
         allowed = key.models if key else []
         created = int(self.ready_since or 0)
-        found = await self.upstreams.models(token)
+        found = await self.upstreams.models(token, every=every)
         names = [(name, owner) for name, owner in found if not allowed or name in allowed]
         return [
             {"id": name, "object": "model", "created": created, "owned_by": owner}

@@ -435,6 +435,13 @@ def test_a_number_that_json_does_not_have_is_the_callers_fault(
     assert errors[0] == errors[1]
 
 
+def test_a_number_of_thousands_of_digits_is_told_plainly(server: Running) -> None:
+    body = f'{{"model": "m", "messages": [], "seed": {"7" * 5000}}}'
+    answer = httpx.post(f"{server.url}/chat/completions", content=body, timeout=30)
+    assert (answer.status_code, answer.json()["error"]["code"]) == (400, "invalid_json")
+    assert "of 5,000 digits is too long" in answer.json()["error"]["message"]
+
+
 @pytest.mark.parametrize("text", ["a\ud83d b", "\ude00", "Paris \ud83d\ud83d and \ude00 Rome"])
 def test_half_an_emoji_from_the_upstream_is_the_same_whole_and_streamed(
     client: OpenAI, api: ChatApi, text: str
@@ -507,6 +514,10 @@ def test_where_no_models_are_named_the_upstreams_are_asked_for_theirs(api: ChatA
         OpenAI(base_url=server.url, api_key="x", max_retries=0) as client,
     ):
         assert [model.id for model in client.models.list()] == ["a", "b", "fake"]
+        for name in ("b", "a/b"):  # as a chat may call it
+            assert client.models.retrieve(name).id == name
+        with pytest.raises(openai.NotFoundError):
+            client.models.retrieve("gone/b")
         client.chat.completions.create(model="a/b", messages=ASKED)
         client.chat.completions.create(model="org/b", messages=ASKED)
     assert [request["model"] for request in api.requests] == ["b", "org/b"]
