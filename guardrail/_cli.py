@@ -1,7 +1,8 @@
 """What the commands of `guardrail` share: options, how a guard is opened, and where errors end.
 
 Exit codes: 0 done, or delivered; 3 not delivered; 2 bad usage; 1 a failure of the machine;
-130 interrupted. Whatever goes wrong is one line on stderr.
+130 interrupted. Where 1 is an answer, a failure is 2 as well. Whatever goes wrong is one line on
+stderr.
 """
 
 from __future__ import annotations
@@ -63,6 +64,7 @@ AuditKeyOption = Annotated[
 ]
 
 KEY_ALONE = "--audit-key is of --audit: add --audit LOG"
+_ONE_IS_AN_ANSWER = {("audit", "verify"), ("policy", "diff")}
 
 
 class UsageError(GuardrailError):
@@ -82,6 +84,8 @@ class OneLineErrors(TyperGroup):
         **extra: Any,
     ) -> Any:
         _open_what_is_closed()
+        words = sys.argv[1:] if args is None else args
+        failed = 2 if tuple(words[:2]) in _ONE_IS_AN_ANSWER else 1
         for stream in (sys.stdout, sys.stderr):
             if isinstance(stream, io.TextIOWrapper):  # no terminal is too old for a quoted text
                 stream.reconfigure(errors="backslashreplace")
@@ -89,6 +93,7 @@ class OneLineErrors(TyperGroup):
         logging.getLogger("guardrail").addHandler(logging.NullHandler())
         try:
             code = super().main(args, prog_name, complete_var, False, windows_expand_args, **extra)
+            sys.stdout.flush()  # what stdout cannot take is told here, not by Python at its end
         except typer.TyperException as error:
             command = getattr(getattr(error, "ctx", None), "command_path", "guardrail")
             code = complain(f"{error.format_message()} (see {command} --help)", error.exit_code)
@@ -96,11 +101,16 @@ class OneLineErrors(TyperGroup):
             code = complain("interrupted", 130)
         except GuardrailError as error:
             usage = UsageError, PolicyError
-            code = complain(str(error), 2 if isinstance(error, usage) else 1)
+            code = complain(str(error), 2 if isinstance(error, usage) else failed)
+        except BrokenPipeError:  # whoever read it has seen enough
+            code = failed
+        except SystemExit as stop:  # how typer and rich end for the same reason
+            code = failed if stop.code == 1 else stop.code
         except OSError as error:  # a name that is too long for a file, a stdout that is full
             where = f"{os.fsdecode(error.filename)}: " if error.filename else ""
             what = error.strerror or str(error)
-            code = complain(f"{where}{what}", 2 if error.errno == errno.ENAMETOOLONG else 1)
+            code = complain(f"{where}{what}", 2 if error.errno == errno.ENAMETOOLONG else failed)
+        _drop_what_is_left()
         if standalone_mode:
             sys.exit(code)
         return code
@@ -111,6 +121,15 @@ def _open_what_is_closed() -> None:
     for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
         if getattr(sys, name) is None:
             setattr(sys, name, open(os.devnull, mode, encoding="utf-8"))  # noqa: SIM115
+
+
+def _drop_what_is_left() -> None:
+    """What a full or closed stdout did not take, Python would try to write once more at its end."""
+    if (stream := sys.__stdout__) is not None:
+        try:
+            stream.flush()
+        except OSError:
+            os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
 
 
 def complain(message: str, code: int) -> int:

@@ -17,6 +17,7 @@ from guardrail import Action, Category, Direction, Guard, Severity
 from guardrail._printable import printable
 from guardrail._render import console, verdict_view
 from guardrail.artifact import artifact_folder
+from guardrail.audit import AuditLog
 from guardrail.cli import app
 from guardrail.testing import FakeModerator
 
@@ -160,6 +161,40 @@ def test_a_stream_that_is_closed_or_full_is_no_traceback(
     )
     assert (done.returncode, len(done.stderr.splitlines())) == (code, 1 if says else 0)
     assert says.encode() in done.stderr
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="/dev/full")
+@pytest.mark.parametrize("unbuffered", ["", "1"])
+@pytest.mark.parametrize("reader", ["a full disk", "nobody"])
+@pytest.mark.parametrize(
+    ("command", "code"),
+    [
+        (["policy", "show"], 1),
+        (["policy", "diff", "strict", "strict"], 2),
+        (["policy", "diff", "strict", "balanced", "--json"], 2),
+        (["audit", "verify", "audit.jsonl"], 2),
+    ],
+)
+def test_an_answer_that_cannot_be_written_is_a_failure_and_not_another_answer(
+    tmp_path: Path, command: list[str], code: int, reader: str, unbuffered: str
+) -> None:
+    AuditLog(tmp_path / "audit.jsonl")
+    if reader == "nobody":
+        end, stdout = os.pipe()
+        os.close(end)
+    else:
+        stdout = os.open("/dev/full", os.O_WRONLY)
+    done = subprocess.run(
+        [sys.executable, "-m", "guardrail.cli", *command],
+        stdout=stdout,
+        stderr=subprocess.PIPE,
+        cwd=tmp_path,
+        env=os.environ | {"PYTHONPATH": str(ROOT), "PYTHONUNBUFFERED": unbuffered},
+        timeout=100,
+    )
+    os.close(stdout)
+    says = b"" if reader == "nobody" else b"error: No space left on device\n"
+    assert (done.returncode, done.stderr) == (code, says)
 
 
 def test_a_flipped_byte_in_the_model_is_a_failure(model_copy: Path) -> None:
