@@ -158,7 +158,7 @@ def _open(path: Path) -> IO[bytes]:
     return cast(IO[bytes], gzip.open(path)) if path.suffix == ".gz" else path.open("rb")
 
 
-def open_key(source: bytes | Path | None, names: Names, *, create: bool = False) -> Key:
+def open_key(source: bytes | str | Path | None, names: Names, *, create: bool = False) -> Key:
     """The key given, or kept in the file given, or else beside the log; `create` makes the last
     where there is no log yet. Raises AuditError."""
     if isinstance(source, bytes):
@@ -166,7 +166,7 @@ def open_key(source: bytes | Path | None, names: Names, *, create: bool = False)
             return Key.of(source)
         except ValueError as error:
             raise AuditError(str(error)) from None
-    path = source or names.key
+    path = names.key if source is None else Path(source)
     if create and source is None and not path.exists():
         if names.head.exists() or names.log.exists() or names.full():
             raise _no_key(path)

@@ -74,7 +74,7 @@ class Report:
 
 def verify(
     path: str | Path,
-    key: Key | bytes | Path | None = None,
+    key: Key | bytes | str | Path | None = None,
     *,
     expect: str | None = None,
     pruned: bool = False,

@@ -6,10 +6,10 @@ import json
 import re
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
@@ -17,6 +17,9 @@ from guardrail._cli import UsageError, complain, text_of
 from guardrail._printable import escaped, printable
 from guardrail.taxonomy import Category, Direction, Severity
 from guardrail.verdict import Action
+
+if TYPE_CHECKING:
+    from guardrail._audit_chain import Key
 
 __all__ = ["audit_app"]
 
@@ -74,13 +77,16 @@ def audit_verify(
 
 def _anchor(expect: str | None) -> str | None:
     """The head itself, or the last word of a file, as `verify` printed it."""
+    if expect is not None and not expect.strip():
+        raise UsageError("--expect is empty: give a head, SEQ:HASH, or a file that holds one")
     if expect is None or (":" in expect and not Path(expect).is_file()):
         return expect
     try:
         words = Path(expect).read_text(encoding="utf-8").split()
     except (OSError, UnicodeDecodeError) as error:
+        why = getattr(error, "strerror", None) or error
         raise UsageError(
-            f"--expect {expect}: neither SEQ:HASH nor a readable file: {error}"
+            f"--expect {expect}: neither SEQ:HASH nor a readable file: {why}"
         ) from None
     if not words:
         raise UsageError(f"--expect {expect}: the file is empty")
@@ -222,12 +228,38 @@ def _about(text: str, log: Path, key: Path | None) -> _Test:
     from guardrail._audit_files import AuditError, Names, open_key
 
     try:
-        digest = open_key(key, Names(log)).digest(text)
+        names = Names(log)
+        secret = open_key(key, names)
+        fits = _seals(secret, log)
     except AuditError as error:
         raise UsageError(str(error)) from None
+    if not fits:
+        raise UsageError(
+            f"{key or names.key}: another key than that of {log}, so that no text can be found: "
+            "give the log's own with --key"
+        )
+    digest = secret.digest(text)
     return lambda row: any(
         side is not None and side["hmac"] == digest for side in (row["prompt"], row["response"])
     )
+
+
+def _seals(key: Key, log: Path) -> bool:
+    """Whether a row bears the key's seal; True of a log without rows. Raises AuditError."""
+    from guardrail._audit_chain import unseal
+    from guardrail._audit_files import UNREADABLE, AuditError, reading
+
+    empty = True
+    with reading(log) as (segments, _):
+        try:
+            for line in (line for segment in segments for line in segment.lines()):
+                empty = False
+                with suppress(ValueError):
+                    unseal(key, line)
+                    return True
+        except UNREADABLE as error:
+            raise AuditError(f"{log}: cannot be read to its end: {error}") from error
+    return empty
 
 
 def _moment(since: str) -> datetime:
@@ -236,9 +268,13 @@ def _moment(since: str) -> datetime:
     try:
         if ago:
             return datetime.now(UTC) - timedelta(**{_UNITS[ago[2]]: int(ago[1])})
-        return datetime.fromisoformat(since).astimezone(UTC)
+        at = datetime.fromisoformat(since)
     except (ValueError, OverflowError):
         raise UsageError(
             f"--since {since!r}: neither a time (2026-01-31, 2026-01-31T12:00) nor how long ago "
             "(90m, 2h, 7d)"
         ) from None
+    try:
+        return at.astimezone(UTC)
+    except (ValueError, OverflowError, OSError):  # at an end of time, no zone moves it
+        return at.replace(tzinfo=UTC)

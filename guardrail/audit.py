@@ -68,7 +68,7 @@ class AuditLog:
         self,
         path: str | Path,
         *,
-        key: bytes | Path | None = None,
+        key: bytes | str | Path | None = None,
         consent: bool | Callable[[Pair, Verdict], bool] = False,
         max_bytes: int = 64 * 2**20,
         fsync: Fsync = "always",
@@ -84,6 +84,8 @@ class AuditLog:
         self._max_bytes, self._fsync, self._timeout = max_bytes, fsync, timeout
         self._synced = 0.0
         self._known: tuple[int, int, Link] | None = None  # inode, size, link when last left
+        if self.path.exists() and not self._names.head.exists():  # no log: leave no lock beside it
+            sealed_head(self._names, open_key(key, self._names))
         with self._writing():
             self._key = open_key(key, self._names, create=True)
             self._start()

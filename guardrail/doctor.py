@@ -37,7 +37,8 @@ _DRIVER = "nvcuda.dll" if sys.platform == "win32" else "libcuda.so.1"
 _GPU = "pip uninstall -y onnxruntime, then pip install 'guardrail-severity[gpu]'"
 _AUDIT_CURES = {
     "place": "name a file that this user may write to, in a folder that takes files",
-    "key": "give the log's key with --audit-key",
+    "key": "put the log's key back, or give it with --audit-key; where it is lost, move the log's "
+    "files away",
     "log": "guardrail audit verify says more; to go on, move the log's files away",
 }
 _MODEL = "reinstall guardrail-severity, or give another --model"

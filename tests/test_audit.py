@@ -201,6 +201,27 @@ def test_a_log_is_not_named_as_if_it_were_compressed(tmp_path: Path, name: str) 
     assert list(tmp_path.iterdir()) == []
 
 
+def test_a_key_may_be_named_as_a_path_or_as_text(path: Path, tmp_path: Path) -> None:
+    key = tmp_path / "k"
+    key.write_text("ab" * 32)
+    log = AuditLog(str(path), key=str(key))
+    assert log.digest("hi") == AuditLog(path, key=key).digest("hi")
+    assert verify(path, str(key)).ok
+    with pytest.raises(AuditError, match="nowhere: cannot be read: No such file"):
+        AuditLog(path, key=str(tmp_path / "nowhere"))
+
+
+@pytest.mark.parametrize("key", [None, KEY])
+def test_a_file_that_is_no_log_is_refused_with_nothing_left_beside_it(
+    path: Path, key: bytes | None
+) -> None:
+    path.write_text("notes\n")
+    with pytest.raises(AuditError, match="is missing"):
+        AuditLog(path, key=key)
+    assert list(path.parent.iterdir()) == [path]
+    assert path.read_text() == "notes\n"
+
+
 def test_a_log_whose_key_was_lost_is_not_gone_on_with_under_another(path: Path) -> None:
     AuditLog(path)(Pair("x"), VERDICT)
     (path.parent / "audit.jsonl.key").unlink()

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import shutil
+import time
 from pathlib import Path
 from typing import Any
 
@@ -89,6 +91,8 @@ def test_verify_names_the_line_that_was_edited(busy: Path) -> None:
         (["show", "{}", "--text", "a"], "is a folder: name a file in it"),
         (["verify", "{}/audit.jsonl", "--expect", "7"], "neither SEQ:HASH nor a readable file"),
         (["verify", "{}/audit.jsonl", "--expect", "7:xyz"], "is no head"),
+        (["verify", "{}/audit.jsonl", "--expect", ""], "--expect is empty: give a head"),
+        (["verify", "{}/audit.jsonl", "--expect", "{}"], "readable file: Is a directory"),
         (["show", "{}/nothing"], "no such audit log"),
         (["show", "{}/audit.jsonl", "--since", "soon"], "neither a time"),
         (["show", "{}/audit.jsonl", "--since", "99999999999w"], "neither a time"),
@@ -127,6 +131,45 @@ def test_show_filters(busy: Path, args: list[str], expected: list[int]) -> None:
     assert [json.loads(line)["seq"] for line in out.splitlines()] == expected
     table = run("show", busy, *args, stdin="a bomb")[1].splitlines()
     assert [int(line.split()[0]) for line in table[1:]] == expected
+
+
+def test_a_text_is_not_said_to_be_in_no_row_under_another_key(busy: Path, tmp_path: Path) -> None:
+    key = tmp_path / "other.key"
+    key.write_text("00" * 32)
+    for _ in range(2):
+        code, out, error = run("show", busy, "--text", "hi", "--key", key)
+        assert (code, out) == (2, "")
+        assert "other.key: another key than that of" in error
+        busy.with_name("audit.jsonl.head").unlink(missing_ok=True)  # a copy of the rows alone
+    own = busy.rename(tmp_path / "mine.jsonl").with_name("audit.jsonl.key")
+    code, out, _ = run("show", tmp_path / "mine.jsonl", "--text", "hi", "--key", own, "--json")
+    assert (code, len(out.splitlines())) == (0, 2)
+
+
+@pytest.mark.parametrize("zone", ["Asia/Tokyo", "America/New_York"])
+def test_a_time_at_an_end_of_the_calendar_is_one_in_any_zone(
+    busy: Path, monkeypatch: pytest.MonkeyPatch, zone: str
+) -> None:
+    monkeypatch.setenv("TZ", zone)
+    time.tzset()
+    try:
+        assert len(run("show", busy, "--since", "0001-01-01")[1].splitlines()) == 5
+        assert run("show", busy, "--since", "9999-12-31T23:59")[1] == ""
+    finally:
+        monkeypatch.undo()
+        time.tzset()
+
+
+def test_a_log_that_may_not_be_read_is_not_said_to_be_broken(
+    busy: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(path: Path) -> bool:
+        raise PermissionError(errno.EACCES, "Permission denied", str(path))
+
+    monkeypatch.setattr(Path, "is_dir", refuse)
+    code, out, error = run("verify", busy)
+    assert (code, out) == (2, "")
+    assert "audit.jsonl: Permission denied" in error
 
 
 def test_show_counts_what_is_no_row_and_lets_none_steer_the_terminal(busy: Path) -> None:

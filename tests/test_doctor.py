@@ -228,6 +228,7 @@ def test_an_audit_log_that_would_be_refused_is_found(
     row = by_name(list(diagnose(audit=path)))["audit"]
     assert (row.status, says in row.detail) == (status, True)
     assert row.cure
+    assert ("put the log's key back" in row.cure) == (harm == "key gone")
 
 
 @pytest.mark.parametrize(
