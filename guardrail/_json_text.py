@@ -15,7 +15,10 @@ def parsed(text: str) -> list[Any] | None:
         return None
     try:
         # Pairs, not dicts: of a key that stands there twice, a dict would hold one.
-        found = json.loads(text, object_pairs_hook=lambda pairs: [list(pair) for pair in pairs])
+        # Integers as they stand there, for Python reads none of thousands of digits.
+        found = json.loads(
+            text, object_pairs_hook=lambda pairs: [list(pair) for pair in pairs], parse_int=str
+        )
     except (ValueError, RecursionError):
         return None
     return [found]

@@ -107,7 +107,7 @@ def _parquet(path: Path) -> Iterator[tuple[str, Verdict | Unjudged]]:
 
 def _parsed(text: bytes | str) -> Any:
     try:
-        return json.loads(text)
+        return json.loads(text, parse_int=float)  # an int may be too long; verdicts need none
     except (ValueError, RecursionError):
         return None
 

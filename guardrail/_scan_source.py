@@ -57,6 +57,8 @@ class Source:
 def open_source(name: str) -> Source:
     """Find the files that `name` stands for; downloads those of the Hub. Raises ScanUsageError,
     ScanError, MissingExtra."""
+    if not name.strip():  # as a path, the empty one is the folder one happens to be in
+        raise ScanUsageError("IN is empty: name a file, a data-set folder, or hf:OWNER/NAME")
     if re.match("(?!hf:)[a-z0-9]{2,}://", name):
         raise ScanUsageError(f"{name}: an address, and no file: download it, and scan that")
     if not name.startswith("hf:"):

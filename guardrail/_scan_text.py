@@ -30,6 +30,7 @@ from guardrail._rows import (
 __all__ = ["Csv", "JsonLines"]
 
 _SPACE = " \t\r\n"  # what JSON calls white space
+_UNREAD = len  # an integer is kept as text and never looked at: any will do, and none is too long
 _PEEK = 100  # lines of a JSONL file that are looked at for the names of its fields
 
 
@@ -124,7 +125,7 @@ class JsonLines(_Text):
 def _parsed(raw: bytes) -> dict[str, Any] | str:
     """A line's object, or what is wrong with it."""
     try:
-        content = json.loads(raw.decode("utf-8"), parse_constant=_no_constant)
+        content = json.loads(raw.decode("utf-8"), parse_constant=_no_constant, parse_int=_UNREAD)
         json.dumps(content, allow_nan=False)  # 1e999 reads as infinity, which is not JSON
     except UnicodeDecodeError as error:
         return f"invalid UTF-8 at byte {error.start} of the line"
@@ -145,7 +146,7 @@ def _members(text: str) -> Iterator[tuple[str, str]]:
             at += 1
         return at
 
-    read = json.JSONDecoder().raw_decode
+    read = json.JSONDecoder(parse_int=_UNREAD).raw_decode
     at = past_space(past_space(0) + 1)
     while text[at] != "}":
         name, end = read(text, at)

@@ -502,6 +502,7 @@ def test_harmless_tool_calls_pass_unchanged(server: Server, how: str, stream: bo
         '{"q": "{\\"x\\": \\"b\\\\u006fmb\\"}"}',
         '{"q": "half a bomb',
         '{"q": "ssn-1234"}',
+        pytest.param(f'{{"n": {"1" * 5000}, "q": "b\\u006fmb"}}', id="a long number"),
     ],
 )
 def test_harmful_tool_calls_are_withheld(

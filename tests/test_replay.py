@@ -139,6 +139,13 @@ def test_each_of_several_responses_is_replayed_under_its_name(tmp_path: Path) ->
     assert result.ordered()[0][1].examples == ["1:response_1", "2:response_1"]
 
 
+def test_a_row_may_hold_numbers_of_any_length(tmp_path: Path) -> None:
+    row = {"n": 7, "guardrail": Guard(FakeModerator(WORDS)).check("a bomb").to_json()}
+    path = lines(tmp_path / "scan.jsonl", [row])
+    path.write_text(path.read_text().replace('"n": 7', f'"n": {"7" * 5000}'))
+    assert replay(path, STRICT, FAKE).malformed.rows == 0
+
+
 def test_what_has_no_verdict_is_counted_never_lost(tmp_path: Path) -> None:
     def fail(pairs: object) -> None:
         raise RuntimeError("out of memory")

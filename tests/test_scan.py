@@ -22,6 +22,8 @@ from guardrail import Action, Category, Guard, Pair, Severity
 from guardrail.scan import Fields, Scan, ScanError, ScanUsageError
 from guardrail.testing import FakeModerator
 
+_LONG = b"1" * 5000  # more digits than Python reads
+
 # --- rows ----------------------------------------------------------------------------------------
 
 
@@ -93,6 +95,12 @@ def test_a_bad_row_is_kept_with_an_error_and_stops_nothing(
             b'{"prompt": "a", "prompt":"b"',
         ),
         (b'{"guardrail":{"action":"allow"}}', b"{"),
+        pytest.param(b'{"prompt":"hello","n":-%b}' % _LONG, ..., id="a long number"),
+        pytest.param(
+            b'{"error":%b,"prompt":"hello","n":%b}' % (_LONG, _LONG),
+            b'{"prompt":"hello", "n":%b' % _LONG,
+            id="a long number after another scan",
+        ),
     ],
 )
 def test_a_row_keeps_its_own_text_to_the_letter(

@@ -212,6 +212,16 @@ def test_a_retry_of_the_hub_is_a_line_that_names_the_data_set(
     ]
 
 
+@pytest.mark.parametrize("name", ["", " "])
+def test_an_empty_name_is_not_the_folder_one_is_in(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    write_rows(tmp_path / "in.jsonl", [{"prompt": "hello"}])
+    with pytest.raises(ScanUsageError, match="IN is empty: name a file"):
+        open_source(name)
+
+
 def test_an_address_of_a_file_is_told_to_be_downloaded() -> None:
     with pytest.raises(ScanUsageError, match=r"https://a.b/c.jsonl: an address, and no file"):
         open_source("https://a.b/c.jsonl")
