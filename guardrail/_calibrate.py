@@ -32,7 +32,7 @@ from guardrail.policy import LEVELS, Policy, Thresholds
 from guardrail.taxonomy import Category, Direction, Severity
 from guardrail.verdict import Assessment, Verdict
 
-__all__ = ["CalibrationError", "Fitted", "Goal", "Rate", "calibrate"]
+__all__ = ["CalibrationError", "Fitted", "Goal", "Rate", "calibrate", "check_labels"]
 
 MIN_POSITIVES = 10
 MIN_CATEGORY_THRESHOLD = 0.05  # below, a category would be named in every text that is flagged
@@ -132,13 +132,33 @@ def calibrate(
         _keeps_its_promise(found, after, own, goal)
         fitted.append(found)
         result = _final(result, found)
-    if not any(found.minor or found.promise for found in fitted):
+    _refuse(fitted, goal)
+    return result, fitted
+
+
+def check_labels(rows: Sequence[Labelled], goal: Goal) -> None:
+    """Before a model judges them. Raises CalibrationError where, whatever it would find, the rows
+    are too few."""
+    fitted = []
+    for direction in Direction:
+        own = [label for label in rows if label.pair.direction is direction]
+        if own:
+            found = Fitted(direction)
+            found.no_target = _too_few_harmless(sum(not label.unsafe for label in own), goal)
+            found.no_promise = _too_few_harms(sum(_is_harm(label, goal) for label in own), goal)
+            fitted.append(found)
+    _refuse(fitted, goal)
+
+
+def _refuse(fitted: Sequence[Fitted], goal: Goal) -> None:
+    """Raises CalibrationError where no direction has what was asked for."""
+    promised = goal.alpha is not None and any(found.no_promise is None for found in fitted)
+    if not promised and all(found.no_target for found in fitted):
         why = "; ".join(f"{f.direction.value}: {f.no_target}" for f in fitted)
         raise CalibrationError(f"too few rows to calibrate on: {why or 'there are none'}")
-    if goal.alpha is not None and not any(found.promise for found in fitted):
+    if not promised and goal.alpha is not None:
         why = "; ".join(f"{f.direction.value}: {f.no_promise}" for f in fitted)
         raise CalibrationError(f"the promise cannot be made: {why}")
-    return result, fitted
 
 
 @dataclass(frozen=True, slots=True)
@@ -196,19 +216,35 @@ def _fit(decide: _Decider, rows: Sequence[Row], goal: Goal) -> Fitted:
 
 def _harms(rows: Sequence[Row], goal: Goal) -> list[int]:
     """The rows that a promise is about."""
-    if goal.harm is Severity.MINOR:
-        return [i for i, (label, _) in enumerate(rows) if label.unsafe]
-    return [i for i, (label, _) in enumerate(rows) if (label.severity or 0) >= goal.harm]
+    return [i for i, (label, _) in enumerate(rows) if _is_harm(label, goal)]
+
+
+def _is_harm(label: Labelled, goal: Goal) -> bool:
+    return label.unsafe if goal.harm is Severity.MINOR else (label.severity or 0) >= goal.harm
+
+
+def _harmless_needed(goal: Goal) -> int:
+    return math.ceil(1 / goal.target_fpr - 1e-9)
+
+
+def _too_few_harmless(n: int, goal: Goal) -> str | None:
+    if n >= (needed := _harmless_needed(goal)):
+        return None
+    rate = f"a false-positive rate of {goal.target_fpr:g}"
+    return f"{n} harmless rows, {needed} are needed for {rate}"
+
+
+def _too_few_harms(n: int, goal: Goal) -> str | None:
+    if goal.alpha is None or n >= (needed := rows_needed(goal.alpha, goal.delta)):
+        return None
+    promise = f"alpha={goal.alpha:g} at delta={goal.delta:g}"
+    return f"{n} rows labelled {_harm(goal)}, {needed} are needed to promise {promise}"
 
 
 def _target(found: Fitted, decide: _Decider, rows: Sequence[Row], goal: Goal) -> None:
     harmless = [seen for label, seen in rows if not label.unsafe]
-    needed = math.ceil(1 / goal.target_fpr - 1e-9)
-    if len(harmless) < needed:
-        found.no_target = (
-            f"{len(harmless)} harmless rows, {needed} are needed for a false-positive rate of "
-            f"{goal.target_fpr:g}"
-        )
+    found.no_target = _too_few_harmless(len(harmless), goal)
+    if found.no_target:
         return
     scores = [_flagged_from(seen, decide) for seen in harmless]
     try:
@@ -217,21 +253,17 @@ def _target(found: Fitted, decide: _Decider, rows: Sequence[Row], goal: Goal) ->
         found.no_target = f"a false-positive rate of {goal.target_fpr:g} is out of reach: {error}"
         return
     found.severity[Severity.MINOR] = found.minor.value
-    if len(harmless) < 10 * needed:
+    if len(harmless) < (enough := 10 * _harmless_needed(goal)):
         found.remarks.append(
             f"{len(harmless)} harmless rows leave the rate uncertain "
-            f"({found.minor.rate_low:.2%} to {found.minor.rate_high:.2%}): {10 * needed} would do"
+            f"({found.minor.rate_low:.2%} to {found.minor.rate_high:.2%}): {enough} would do"
         )
 
 
 def _promise(found: Fitted, decide: _Decider, harms: Sequence[Assessment], goal: Goal) -> None:
     assert goal.alpha is not None
-    needed = rows_needed(goal.alpha, goal.delta)
-    if len(harms) < needed:
-        found.no_promise = (
-            f"{len(harms)} rows labelled {_harm(goal)}, {needed} are needed to promise "
-            f"alpha={goal.alpha:g} at delta={goal.delta:g}"
-        )
+    found.no_promise = _too_few_harms(len(harms), goal)
+    if found.no_promise:
         return
     stop = decide.withheld_from()
     if stop is None:

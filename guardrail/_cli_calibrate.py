@@ -8,7 +8,7 @@ import os
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
-from tempfile import TemporaryDirectory
+from tempfile import TemporaryDirectory, gettempdir
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
@@ -38,6 +38,8 @@ __all__ = ["calibrate"]
 
 _CHUNK = 32
 _SHOWN = 10  # malformed rows
+_DELTA = 0.1
+_LEAST = 1e-9  # of a share; to show a smaller one, more rows are needed than anybody has
 
 
 def calibrate(
@@ -63,11 +65,16 @@ def calibrate(
         float | None,
         typer.Option(help="Promise: of the harms at most this share is delivered."),
     ] = None,
-    delta: Annotated[float, typer.Option(help="Chance that the promise does not hold.")] = 0.1,
+    delta: Annotated[
+        float | None,
+        typer.Option(help=f"Chance that the promise does not hold; {_DELTA} if left out."),
+    ] = None,
     harm: Annotated[
-        Literal["minor", "moderate", "severe"],
-        typer.Option(help="From which severity a harm is meant by the promise."),
-    ] = "severe",
+        Literal["minor", "moderate", "severe"] | None,
+        typer.Option(
+            help="From which severity a harm is meant by the promise; severe if left out."
+        ),
+    ] = None,
     policy: PolicyOption = "balanced",
     model: ModelOption = "small",
     device: DeviceOption = "auto",
@@ -80,16 +87,19 @@ def calibrate(
     flagged; with --alpha, at most that share of the severe ones is delivered, with confidence
     1 - delta. Writes a policy that extends --policy, and says what it costs."""
     _check_shares(target_fpr, alpha, delta)
+    if alpha is None and (delta is not None or harm is not None):
+        raise UsageError("--delta and --harm are of --alpha: add --alpha SHARE")
     base = Policy.load(policy)
     _check_files(labelled, policy, output, overwrite=overwrite)
     name = _name(labelled, output)
 
-    from guardrail._calibrate import Goal
+    from guardrail._calibrate import Goal, check_labels
     from guardrail._calibrate import calibrate as fit
     from guardrail._labelled import LabelledFileError, read_labelled
     from guardrail._policy_toml import extends_of, policy_toml
     from guardrail.moderator import OnnxModerator
 
+    _check_extends(extends_of(policy, Path(gettempdir()) if output is None else output.parent))
     try:
         rows, problems = read_labelled(labelled)
     except LabelledFileError as error:
@@ -97,8 +107,13 @@ def calibrate(
     _list_problems(labelled, problems)
     if not rows:
         raise UsageError(f"{labelled}: no row that could be used")
-    goal = Goal(target_fpr, alpha, delta, Severity.from_label(harm))
-    moderator = OnnxModerator(model_folder(model), device=device, locate=False)
+    goal = Goal(target_fpr, alpha, delta or _DELTA, Severity.from_label(harm or "severe"))
+    folder = model_folder(model)
+    try:
+        check_labels(rows, goal)
+    except GuardrailError as error:
+        raise UsageError(f"{labelled}: {error}") from None
+    moderator = OnnxModerator(folder, device=device, locate=False)
     try:
         seen = list(_judged(moderator, rows, _partial(output)))
     except KeyboardInterrupt:
@@ -131,10 +146,14 @@ def calibrate(
         print(f"wrote {output}: use it with --policy {output}")
 
 
-def _check_shares(target_fpr: float, alpha: float | None, delta: float) -> None:
+def _check_shares(target_fpr: float, alpha: float | None, delta: float | None) -> None:
     for name, value in (("--target-fpr", target_fpr), ("--alpha", alpha), ("--delta", delta)):
         if value is not None and not 0 < value < 1:
             raise UsageError(f"{name}: a share between 0 and 1, both left out, not {value:g}")
+        if value is not None and value < _LEAST:
+            raise UsageError(
+                f"{name}: {value:g} is a smaller share than rows can show: give {_LEAST:g} or more"
+            )
 
 
 def _name(labelled: Path, output: Path | None) -> str:
@@ -164,6 +183,16 @@ def _check_files(labelled: Path, policy: str, output: Path | None, *, overwrite:
         raise UsageError(problem)
     if output.exists() and not overwrite:
         raise UsageError(f"{output}: is there already: give another name, or --overwrite")
+
+
+def _check_extends(extends: str) -> None:
+    """Raises UsageError for a path that the policy, as TOML, could not name."""
+    try:
+        extends.encode("utf-8")
+    except UnicodeEncodeError:
+        raise UsageError(
+            f"--policy {extends}: not valid UTF-8, so that no policy can extend it: rename it"
+        ) from None
 
 
 def _list_problems(path: Path, problems: Sequence[str]) -> None:

@@ -63,7 +63,8 @@ def _open(path: Path) -> IO[bytes]:
 
 def _row(line: bytes) -> Labelled | str:
     try:
-        data = json.loads(line.decode("utf-8-sig"))
+        # Python reads no integer of thousands of digits; those of labels have one.
+        data = json.loads(line.decode("utf-8-sig"), parse_int=lambda digits: int(digits[:20]))
     except (ValueError, RecursionError) as error:
         return f"not JSON: {error}"
     if not isinstance(data, dict):

@@ -34,7 +34,8 @@ def policy_toml(name: str, extends: str, comment: Sequence[str], fitted: Sequenc
 
 
 def _text(value: str) -> str:
-    return json.dumps(value, ensure_ascii=False)  # a JSON string is a TOML basic string
+    # A JSON string is a TOML basic string, DEL aside.
+    return json.dumps(value, ensure_ascii=False).replace("\x7f", "\\u007f")
 
 
 def _direction(found: Fitted) -> Iterator[str]:

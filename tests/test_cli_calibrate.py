@@ -109,6 +109,13 @@ def test_a_malformed_row_is_listed_with_its_line_and_left_out(
     assert says in problem
 
 
+def test_a_number_of_any_length_beside_the_labels_is_of_no_concern(tmp_path: Path) -> None:
+    path = tmp_path / "rows.jsonl"
+    path.write_text(f'{{"prompt": "a", "severity": 2, "unsafe": 1, "n": {"1" * 5000}}}\n')
+    rows, problems = read_labelled(path)
+    assert (len(rows), problems) == (1, [])
+
+
 def test_a_file_that_is_not_there_is_one_line(tmp_path: Path) -> None:
     with pytest.raises(LabelledFileError, match="no such file"):
         read_labelled(tmp_path / "nowhere.jsonl")
@@ -284,6 +291,27 @@ def test_a_policy_file_can_be_what_it_extends(tmp_path: Path) -> None:
     assert Policy.load(output).input.actions[Severity.MINOR].value == "flag"
 
 
+@pytest.mark.skipif(sys.platform != "linux", reason="names of any bytes")
+def test_a_policy_is_extended_whatever_its_folder_is_called_or_told_not_to_be_before_rows_are_read(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    source = write(tmp_path / "rows.jsonl", prompts(30))
+    for folder in (b"e\x7f", b"d\xff"):
+        os.mkdir(folder)
+        Path(os.fsdecode(folder), "base.toml").write_text('name = "base"\nextends = "strict"\n')
+    made = run(
+        str(source), "--target-fpr", "0.2", "--output", "p.toml", "--policy", "e\x7f/base.toml"
+    )
+    assert made.returncode == 0, made.stderr
+    assert Policy.load("p.toml").output == Policy.load("strict").output
+    for output in ([], ["--output", "q.toml"]):
+        done = run("no-such-rows.jsonl", *output, "--policy", os.fsdecode(b"d\xff/base.toml"))
+        (line,) = done.stderr.decode().splitlines()
+        assert done.returncode == 2
+        assert "base.toml: not valid UTF-8, so that no policy can extend it" in line
+
+
 def test_without_an_output_the_policy_is_all_of_stdout_and_the_report_is_on_stderr(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -368,7 +396,11 @@ def test_a_killed_run_goes_on_and_ends_like_an_unbroken_one(tmp_path: Path) -> N
         (["--target-fpr", "0"], "--target-fpr: a share between 0 and 1"),
         (["--target-fpr", "1.5"], "--target-fpr: a share between 0 and 1"),
         (["--alpha", "1"], "--alpha: a share between 0 and 1"),
+        (["--target-fpr", "1e-300"], "1e-300 is a smaller share than rows can show"),
+        (["--target-fpr", "1e-320"], "is a smaller share than rows can show"),
         (["--target-fpr", "0.0001"], "10000 are needed"),
+        (["--target-fpr", "0.2", "--harm", "minor"], "--delta and --harm are of --alpha"),
+        (["--target-fpr", "0.2", "--delta", "0.2"], "--delta and --harm are of --alpha"),
         (["--target-fpr", "0.1", "--alpha", "0.1"], "22 are needed to promise"),
         (["--policy", "balancd"], "did you mean 'balanced'?"),
         (["--model", "tiny"], "'tiny'"),
@@ -380,7 +412,7 @@ def test_what_cannot_be_is_one_line_and_exit_2(tmp_path: Path, extra: list[str],
     (line,) = done.stderr.decode().splitlines()
     assert done.returncode == 2
     assert says in line
-    assert not (tmp_path / "p.toml").exists()
+    assert list(tmp_path.iterdir()) == [source]  # nothing was judged
 
 
 @pytest.mark.parametrize(
