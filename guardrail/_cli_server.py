@@ -15,6 +15,7 @@ import typer
 
 from guardrail._cli import Device, UsageError
 from guardrail._paths import no_place
+from guardrail.errors import GuardrailError
 
 try:
     import fcntl
@@ -136,13 +137,15 @@ def keys_new(
         models=model or [],
         expires=expires.date() if expires else None,
     )
-    if config is not None:
-        _add(config, entry)
+    shown = f"key: {key}\n\nKeep it now: it is not stored, and cannot be shown again."
     if as_json:
-        print(json.dumps({"key": key, "name": name, "hash": hash_key(key), "entry": entry}))
+        shown = json.dumps({"key": key, "name": name, "hash": hash_key(key), "entry": entry})
+    if config is None:
+        print(shown)
+    else:
+        _add(config, entry, shown)
+    if as_json:
         return
-    print(f"key: {key}\n")
-    print("Keep it now: it is not stored, and cannot be shown again.")
     if config is not None:
         print(f"Its hash was added to {config}; restart the server to let it in.")
     else:
@@ -163,13 +166,14 @@ def _check_key(named: Sequence[tuple[str, str | None]], expires: datetime.dateti
         )
 
 
-def _add(path: Path, entry: str) -> None:
+def _add(path: Path, entry: str, shown: str) -> None:
     """The entry at the end of a config file, which is whole and valid at every moment, and loses
-    none that another process adds meanwhile. Raises UsageError."""
+    none that another process adds meanwhile; once its key is shown, as nobody could use another.
+    Raises UsageError, GuardrailError where stdout takes nothing."""
     _need_extra()
     try:
         with _alone_in(path.resolve().parent):
-            _append(path, entry)
+            _append(path, entry, shown)
     except OSError as error:
         raise UsageError(f"{path}: cannot be written: {error.strerror}") from None
 
@@ -188,7 +192,7 @@ def _alone_in(folder: Path) -> Iterator[None]:
         os.close(handle)
 
 
-def _append(path: Path, entry: str) -> None:
+def _append(path: Path, entry: str, shown: str) -> None:
     from guardrail._server_config import ConfigError, load_settings
 
     if problem := no_place(path):
@@ -210,11 +214,22 @@ def _append(path: Path, entry: str) -> None:
         if path.exists():
             os.chmod(temporary, path.stat().st_mode & 0o777)
         load_settings(Path(temporary))
+        _show(shown, path)
         os.replace(temporary, path.resolve())
     except ConfigError as error:
         raise UsageError(str(error).replace(temporary, str(path))) from None
     finally:
         Path(temporary).unlink(missing_ok=True)
+
+
+def _show(shown: str, path: Path) -> None:
+    try:
+        print(shown, flush=True)
+    except OSError as error:
+        raise GuardrailError(
+            f"the key could not be shown: {error.strerror}: nothing was added to {path}; mend that "
+            "and make another"
+        ) from None
 
 
 def _is_toml(text: str) -> bool:

@@ -5,6 +5,9 @@ from __future__ import annotations
 import datetime
 import json
 import multiprocessing
+import os
+import subprocess
+import sys
 import tomllib
 from pathlib import Path
 from typing import Any
@@ -88,7 +91,7 @@ def test_keys_made_at_the_same_time_are_all_kept(tmp_path: Path) -> None:
 
     def add_some(who: int) -> None:
         for n in range(4):
-            _add(path, key_entry(f"{who}-{n}", hash_key(new_key())))
+            _add(path, key_entry(f"{who}-{n}", hash_key(new_key())), "its key")
 
     fork = multiprocessing.get_context("fork")
     makers = [fork.Process(target=add_some, args=(who,)) for who in range(4)]
@@ -98,6 +101,26 @@ def test_keys_made_at_the_same_time_are_all_kept(tmp_path: Path) -> None:
         maker.join(120)
     assert len(load_settings(path).keys) == 16
     assert [file.name for file in tmp_path.iterdir()] == ["guardrail.toml"]
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="/dev/full")
+@pytest.mark.parametrize("unbuffered", ["", "1"])
+def test_a_key_that_could_not_be_shown_is_not_stored(tmp_path: Path, unbuffered: str) -> None:
+    path = tmp_path / "guardrail.toml"
+    path.write_text('host = "0.0.0.0"\n')
+    with open("/dev/full", "w") as full:
+        done = subprocess.run(
+            [sys.executable, "-m", "guardrail.cli", "keys", "new", "--config", str(path)],
+            stdout=full,
+            stderr=subprocess.PIPE,
+            env=os.environ | {"PYTHONUNBUFFERED": unbuffered},
+            timeout=100,
+        )
+    (line,) = done.stderr.decode().splitlines()
+    assert done.returncode == 1
+    assert f"No space left on device: nothing was added to {path}" in line
+    assert path.read_text() == 'host = "0.0.0.0"\n'
+    assert list(tmp_path.iterdir()) == [path]
 
 
 @pytest.mark.parametrize("text", ["keys = []\n", "keys = 5\n", "[keys]\nname = 'a'\n"])
