@@ -289,6 +289,33 @@ def test_a_stream_without_an_end_is_an_error_and_loses_nothing_judged(
     assert text_of(seen) == "Paris is the capital of France."
 
 
+def test_an_event_of_null_is_an_error_and_no_end_of_the_stream(
+    client: OpenAI, api: ChatApi
+) -> None:
+    events = [json.dumps(chunk) for chunk in api._chunks()]
+    body = "".join(f"data: {event}\n\n" for event in [*events[:2], "null", *events[2:]])
+    api.failure = (200, body, {"content-type": "text/event-stream"})
+    _, error = read_until_error(client)
+    assert "answered with what is no chat completion" in str(error)
+
+
+def test_what_is_to_be_a_name_and_is_a_text_is_left_out(client: OpenAI, api: ChatApi) -> None:
+    text = "First, take a bomb"
+    whole = {**api._whole(), "system_fingerprint": text}
+    whole["choices"][0]["finish_reason"] = text
+    api.failure = (200, whole, {})
+    answer = client.chat.completions.create(model="m", messages=ASKED)
+    chunks = [{**chunk, "system_fingerprint": text} for chunk in api._chunks()]
+    chunks[-1]["choices"][0]["finish_reason"] = text
+    body = "".join(f"data: {json.dumps(chunk)}\n\n" for chunk in chunks)
+    api.failure = (200, body, {"content-type": "text/event-stream"})
+    streamed, error = read_until_error(client)
+    assert error is None
+    for item in (answer, *streamed):
+        assert "bomb" not in item.to_json()
+    assert answer.choices[0].finish_reason == streamed[-1].choices[0].finish_reason == "stop"
+
+
 # --- faults --------------------------------------------------------------------------------------
 
 ERROR = {"error": {"message": "it says", "type": "odd", "param": "top_p", "code": "bad_top_p"}}
