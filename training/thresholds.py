@@ -11,6 +11,7 @@ from statistics import median_high
 from typing import Any
 
 import numpy as np
+from scipy.ndimage import uniform_filter
 from sklearn.metrics import cohen_kappa_score, f1_score
 
 from guardrail.calibration import (
@@ -42,7 +43,8 @@ def fit_levels(
     `minor` flags at most `target_fpr` of the benign, and is the middle one of those whose F1 is
     within `slack` of the best: on few texts F1 is a plateau, and where on it the highest lies is
     chance. F1 is the mean over the annotated texts and each further set, so that small sets are
-    heard. `moderate` and `severe` are where quadratic kappa is best.
+    heard. `moderate` and `severe` are where quadratic kappa is best, as a mean over the neighbours
+    in the grid: severe texts are few, and a peak that stands alone is chance.
     """
     grid = np.arange(0.1, 0.91, 0.01)
     floor = threshold_for_rate(benign, target_fpr).value if len(benign) else 0.0
@@ -59,10 +61,12 @@ def fit_levels(
         return result
 
     coarse = np.arange(0.15, 0.81, 0.025)
-    moderate, severe = max(
-        ((m, s) for m in coarse for s in coarse),
-        key=lambda ms: cohen_kappa_score(truth, called(*ms), weights="quadratic"),
-    )
+    kappas = [
+        [cohen_kappa_score(truth, called(m, s), weights="quadratic") for s in coarse]
+        for m in coarse
+    ]
+    peak = np.argmax(uniform_filter(np.array(kappas), 5, mode="nearest"))
+    moderate, severe = (coarse[i] for i in np.unravel_index(peak, (len(coarse), len(coarse))))
     return dict(
         zip((level.label for level in LEVELS), map(float, (minor, moderate, severe)), strict=True)
     )
