@@ -11,7 +11,6 @@ from statistics import median_high
 from typing import Any
 
 import numpy as np
-from scipy.ndimage import uniform_filter
 from sklearn.metrics import cohen_kappa_score, f1_score
 
 from guardrail.calibration import (
@@ -26,6 +25,7 @@ from guardrail.taxonomy import Severity
 ALPHAS = (0.01, 0.02, 0.05, 0.1)
 CATEGORY_RATES = (0.005, 0.01, 0.02, 0.03, 0.05)
 MIN_CATEGORY_THRESHOLD = 0.05
+LEVEL = 0.005  # quadratic kappa that is nothing on a thousand texts: its standard error is 0.02
 WORTH = 0.01  # micro F1 that thresholds of their own must gain over one for all
 
 
@@ -43,8 +43,9 @@ def fit_levels(
     `minor` flags at most `target_fpr` of the benign, and is the middle one of those whose F1 is
     within `slack` of the best: on few texts F1 is a plateau, and where on it the highest lies is
     chance. F1 is the mean over the annotated texts and each further set, so that small sets are
-    heard. `moderate` and `severe` are where quadratic kappa is best, as a mean over the neighbours
-    in the grid: severe texts are few, and a peak that stands alone is chance.
+    heard. Of the `moderate` and `severe` whose quadratic kappa is level with the best, the lowest
+    `moderate` is taken (where the labels cannot tell, harm is called the graver, as PKU's own
+    annotators do) and the middle `severe`, of which few texts tell anything.
     """
     grid = np.arange(0.1, 0.91, 0.01)
     floor = threshold_for_rate(benign, target_fpr).value if len(benign) else 0.0
@@ -61,12 +62,14 @@ def fit_levels(
         return result
 
     coarse = np.arange(0.15, 0.81, 0.025)
-    kappas = [
-        [cohen_kappa_score(truth, called(m, s), weights="quadratic") for s in coarse]
+    kappas = {
+        (m, s): cohen_kappa_score(truth, called(m, s), weights="quadratic")
         for m in coarse
-    ]
-    peak = np.argmax(uniform_filter(np.array(kappas), 5, mode="nearest"))
-    moderate, severe = (coarse[i] for i in np.unravel_index(peak, (len(coarse), len(coarse))))
+        for s in coarse
+    }
+    level = [at for at, kappa in kappas.items() if kappa >= max(kappas.values()) - LEVEL]
+    moderate = min(m for m, _ in level)
+    severe = median_high(s for m, s in level if m == moderate)
     return dict(
         zip((level.label for level in LEVELS), map(float, (minor, moderate, severe)), strict=True)
     )
