@@ -34,7 +34,7 @@ from training.lm import (
     refuse_not_finite,
     tokenizer_fingerprint,
 )
-from training.plots import Curves, draw
+from training.plots import PANELS, Curves, draw, read
 from training.precision import DType, knows_bf16
 from training.resuming import last_checkpoint
 from training.runs import SIGNALS, stopped
@@ -116,7 +116,7 @@ def config_fields(args: TuningArgs, out: Path, steps: int) -> dict[str, Any]:
         "gradient_checkpointing": args.checkpoint_activations,
         "save_steps": args.save_steps,
         "save_total_limit": 2,
-        "logging_steps": args.log_steps,
+        "logging_steps": max(1, min(args.log_steps, steps)),  # a short run has a curve too
         "report_to": "none",  # `Logged` writes the curves, the same ones after a kill
         "seed": args.seed,
         "data_seed": args.seed,
@@ -268,7 +268,8 @@ def finish(
     refuse_not_finite({n: t for n, t in state.items() if "lora_" in n}, out)  # by the last update
     model.save_pretrained(out, selected_adapters=["default"], state_dict=state)
     (out / "README.md").unlink(missing_ok=True)  # peft's card is a form to be filled in
-    draw((out,), args.plot or out / "curves.svg")
+    if any(panel in row for row in read(out) for panel in PANELS):  # else nothing was logged
+        draw((out,), args.plot or out / "curves.svg")
     summary = {
         "args": json.loads(json.dumps(asdict(args), default=str)),
         "base": lm.base,

@@ -116,6 +116,18 @@ def test_sft_stopped_by_a_signal_resumes_to_the_same_curve(
     assert [row["loss"] for row in rows_of(out)] == losses(out)
 
 
+def test_a_run_of_fewer_steps_than_are_logged_at_once_finishes_with_a_curve(
+    root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    args = sft_args(root, tmp_path / "sft", limit=4, log_steps=5)
+    with monkeypatch.context() as patch:  # as earlier versions left it: no row of a curve
+        patch.setattr(tuning.Logged, "on_log", lambda *_, **__: None)
+        sft.main(args)
+    assert (args.out / "summary.json").exists()
+    sft.main(sft_args(root, tmp_path / "short", limit=4, log_steps=5))
+    assert [row["step"] for row in rows_of(tmp_path / "short")] == [1]
+
+
 def test_the_curves_of_a_run_are_written_and_drawn(tuned: Path, preferred: Path) -> None:
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
