@@ -28,6 +28,7 @@ from guardrail._openai_flow import (
     Give,
     Judging,
     UnfitError,
+    is_opaque,
     judge_data,
     judge_messages,
     judge_text,
@@ -274,13 +275,18 @@ def _joined(deltas: Iterable[Mapping[str, Any]]) -> dict[str, Any]:
     return out
 
 
+def _again(name: str, old: Any, new: Any) -> Any:
+    """`_merge` of a field; some servers repeat the id and the type of a call in each delta."""
+    return new if old == new and is_opaque(name, new) else _merge(old, new)
+
+
 def _merge(old: Any, new: Any) -> Any:
     if old is None:
         old = type(new)() if isinstance(new, dict | list) else None
     if isinstance(old, str) and isinstance(new, str):
         return old + new
     if isinstance(old, dict) and isinstance(new, dict):
-        return {**old, **{name: _merge(old.get(name), value) for name, value in new.items()}}
+        return {**old, **{name: _again(name, old.get(name), new[name]) for name in new}}
     if isinstance(old, list) and isinstance(new, list):
         merged: dict[int, Any] = dict(enumerate(old))
         for part in new:

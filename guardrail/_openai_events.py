@@ -29,6 +29,7 @@ from guardrail._openai_flow import (
     Flow,
     Gate,
     Give,
+    is_opaque,
     judge_data,
     known,
     of_upstream,
@@ -53,7 +54,8 @@ __all__ = ["RESPONSES"]
 
 _BEGIN = {"response.created", "response.queued", "response.in_progress"}
 _END = {"response.completed", "response.incomplete", "response.failed"}
-_INDICES = ("output_index", "content_index", "summary_index", "sequence_number")
+_INDICES = ("output_index", "content_index", "summary_index")
+_COUNTS = {*_INDICES, "sequence_number"}
 _FIELDS = {"output_text": "text", "refusal": "refusal"}
 
 
@@ -215,7 +217,8 @@ class _Stream:
         self._see(verdict)
         self._done[at] = judged
         for one in held:
-            yield self._give(one)
+            padding = {"obfuscation": None} if hasattr(one, "obfuscation") else {}
+            yield self._give(one.model_copy(update=padding))
 
     # --- ends ---
 
@@ -279,11 +282,13 @@ def _others(events: Iterable[Any], item: Any) -> list[str]:
     found: list[str] = []
     for event in events:
         data = event.model_dump(mode="json", exclude_none=True, warnings=False)
-        kind = (data.pop("type"), *[data.pop(name, 0) for name in _INDICES][:-1])
+        kind = (data["type"], *[data.get(name, 0) for name in _INDICES])
         if isinstance(delta := data.pop("delta", None), str):
             spelled[kind] = spelled.get(kind, "") + delta
-        for name in data.keys() - {"item_id", "obfuscation"}:
-            found += strings(data[name])
+        for name, value in data.items():
+            # Padding is no word of anyone, and not handed on.
+            if name != "obfuscation" and not is_opaque(name, value):
+                found += [] if name in _COUNTS and isinstance(value, int) else strings(value)
     for text in spelled.values():
         found += strings(text)
     return [text for text in found if text not in seen]

@@ -6,6 +6,7 @@ A flow is a generator that yields steps and is sent what came of them; `_openai_
 from __future__ import annotations
 
 import functools
+import re
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ParamSpec, TypeVar
@@ -36,6 +37,8 @@ __all__ = [
     "Gate",
     "Give",
     "UnfitError",
+    "is_opaque",
+    "is_word",
     "judge_data",
     "judge_messages",
     "judge_text",
@@ -48,8 +51,9 @@ __all__ = [
 T = TypeVar("T")
 S = TypeVar("S")
 P = ParamSpec("P")
-# Made by the API, never by the model; noise to a moderator.
+# Made by the API, never by the model; noise to a moderator, as long as they hold one word.
 _OPAQUE = {"id", "call_id", "item_id", "encrypted_content", "index", "status", "type"}
+_WORD = re.compile(r"[A-Za-z0-9_.:/@+=|~\\-]*")  # names, ids, paths of models, base64
 _MODEL_MADE = {"arguments", "input"}  # in these, every name and value is the model's
 ALTERNATIVES = "top_logprobs name words that were never judged: leave it out; logprobs work alone"
 
@@ -225,6 +229,19 @@ def judge_data(ask: Ask, value: Any) -> Judging[Verdict]:
     return (yield from judge_strings(ask.prompt, list(strings(value)), ask.rules.stream))
 
 
+def is_word(name: str, value: str) -> bool:
+    """Whether what an API says in its field `name` is one word, which tells nobody anything: a
+    name, an id, which may be long, or the ciphertext of what nobody can read, of any length."""
+    limit = 512 if name.endswith("id") else 128
+    return bool(_WORD.fullmatch(value)) and (len(value) <= limit or name == "encrypted_content")
+
+
+def is_opaque(name: str, value: Any) -> bool:
+    """Whether this field was made by the API, and holds no text."""
+    plain = isinstance(value, int | float) or (isinstance(value, str) and is_word(name, value))
+    return name in _OPAQUE and (value is None or plain)
+
+
 def strings(value: Any, *, made: bool = False) -> Iterator[str]:
     """The texts in JSON data; a string that is itself JSON (a tool call's arguments) is read, for
     escapes such as `\\u0062` hide words from a moderator."""
@@ -236,7 +253,7 @@ def strings(value: Any, *, made: bool = False) -> Iterator[str]:
             yield from strings(inner, made=True)
     elif isinstance(value, Mapping):
         for name, part in value.items():
-            if made or name not in _OPAQUE:
+            if made or not is_opaque(name, part):
                 yield from (name, *strings(part, made=made or name in _MODEL_MADE))
     elif isinstance(value, list | tuple):
         for part in value:

@@ -628,6 +628,60 @@ def test_reasoning_is_judged_and_an_unknown_item_fails_closed(
         assert not any(part in str(found) for part in ("bomb", "of the thing", "QUJD"))
 
 
+@ways
+@streamed
+def test_a_text_in_place_of_an_id_or_a_kind_is_judged(
+    server: Server, how: str, stream: bool
+) -> None:
+    reasoning: dict[str, Any] = {"id": "rs_1", "type": "reasoning", "summary": []}
+    search = {"id": "ws_1", "type": "web_search_call", "status": "completed", "action": None}
+    for bad in (
+        {**reasoning, "summary": [{"type": "a long text of a bomb", "text": "x"}]},
+        {**reasoning, "id": "how to make a bomb"},
+        {**reasoning, "encrypted_content": "take the bomb"},
+        {**search, "status": {"a": "the bomb"}},
+    ):
+        response_says(server, bad, message_item("fine"))
+        found = call(how, server, RESPONSES, input="hi", stream=stream)
+        assert final(found).incomplete_details.reason == "content_filter"
+        assert "bomb" not in str(found)
+    for index in ("take a bomb", [{"id": "a bomb"}]):
+        chat_says(server, "fine", tool_calls=[{**tool_call("{}"), "status": index}])
+        answer = call(how, server, CHAT, **user(), stream=stream)
+        assert finishes_of(answer) == {0: "content_filter"}
+        assert "bomb" not in repr(answer)
+    sealed = {**reasoning, "id": f"rs_bomb{'0a' * 100}", "encrypted_content": "bomb+/aA0=" * 400}
+    response_says(server, sealed, message_item("fine"))
+    assert final(call(how, server, RESPONSES, input="hi", stream=stream)).status == "completed"
+
+
+@pytest.mark.parametrize("odd", ["item_id", "content_index", "type"])
+def test_a_text_in_place_of_an_id_is_judged_in_the_events_of_an_item(
+    server: Server, odd: str
+) -> None:
+    response_says(server, call_item("{}"), message_item("fine"))
+    server.events[2] |= {odd: "how to make a bomb", "obfuscation": "take a bomb"}
+    found = call("sync", server, RESPONSES, input="hi", stream=True)
+    assert final(found).status == "incomplete"
+    assert "bomb" not in str(found)
+
+
+def test_the_padding_of_an_event_is_not_handed_on(server: Server) -> None:
+    response_says(server, call_item("{}"))
+    server.events[2]["obfuscation"] = "take a bomb"
+    found = call("sync", server, RESPONSES, input="hi", stream=True)
+    assert final(found).status == "completed"
+    assert "bomb" not in str(found)
+
+
+def test_an_id_and_a_kind_that_each_delta_of_a_call_repeats_are_no_text(server: Server) -> None:
+    chat_says(server, "", tool_calls=[tool_call('{"city": "Paris"}' * 9, id="bomb1")], sizes=(1,))
+    for event in server.events[2:-2]:
+        event["choices"][0]["delta"]["tool_calls"][0] |= {"id": "bomb1", "type": "function"}
+    answer = call("sync", server, CHAT, **user(), stream=True)
+    assert finishes_of(answer) == {0: "tool_calls"}
+
+
 def test_a_stream_of_whole_items_alone_is_judged(server: Server) -> None:
     for text in (HARMLESS, BAD, "x ssn-1234 y"):
         response_says(server, message_item(text))
