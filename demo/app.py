@@ -106,9 +106,11 @@ def _chat(guards: dict[str, Guard], connect: bool) -> None:
         if not text.strip():
             yield "", before, transcript(before), _WAITING
             return
+        cleared: Any = ""  # once: what is typed while the answer streams stays
         for turn in answer(text, before, guards[policy], _connection(*given)):
             now = [*before, turn]
-            yield "", now, transcript(now), _cards(turn)
+            yield cleared, now, transcript(now), _cards(turn)
+            cleared = gr.skip()
 
     def look_back(all_turns: list[Turn], event: gr.SelectData) -> str:
         return _cards(all_turns[int(event.index) // 2])
@@ -207,10 +209,11 @@ def _inspect(guards: dict[str, Guard]) -> None:
         raw = gr.JSON(show_label=False)
 
     def inspect(asked: str, answered: str) -> tuple[str, dict[str, Any] | None]:
-        text = answered or asked
+        response = answered if answered.strip() else None
+        text = response or asked
         if not text.strip():
             return render.empty("Nothing to judge", "Type a prompt, a response, or both."), None
-        verdict = guards["balanced"].check(asked, answered or None)
+        verdict = guards["balanced"].check(asked, response)
         return render.inspection(text, _under_each(guards, verdict)), verdict.to_json()
 
     shared: dict[str, Any] = {"show_progress": "minimal", "api_visibility": "private"}

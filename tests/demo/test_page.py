@@ -68,6 +68,18 @@ def test_the_answer_grows_while_it_streams(tab: Tab, fake_url: str) -> None:
     assert tab.wait_for_verdict() == "allow"
 
 
+def test_what_is_typed_while_an_answer_streams_is_kept(tab: Tab, fake_url: str) -> None:
+    tab.page.goto(fake_url)
+    tab.send("What can I cook with lentils?")
+    box = tab.page.locator("#g-box textarea, #g-box input")
+    expect(tab.answer).to_contain_text("Fry a chopped")
+    expect(box).to_have_value("")
+    box.fill("And for dessert?")
+    tab.wait_for_verdict()
+    expect(tab.answer).to_contain_text("eat it with bread")
+    expect(box).to_have_value("And for dessert?")
+
+
 def test_a_refused_message_is_never_answered(tab: Tab, fake_url: str, judged: list[Pair]) -> None:
     tab.page.goto(fake_url)
     judged.clear()
@@ -139,6 +151,15 @@ def test_an_example_is_inspected_with_a_click(tab: Tab, fake_url: str) -> None:
     actions = tab.page.locator("#g-report .g-presets .g-badge")
     expect(actions).to_have_text(["refuse", "redact", "flag", "flag"])
     expect(tab.page.locator("#g-response textarea")).to_have_value(re.compile("Jordan Example"))
+
+
+def test_a_blank_response_is_none_and_the_prompt_is_inspected(tab: Tab, fake_url: str) -> None:
+    tab.page.goto(fake_url)
+    tab.page.get_by_role("tab", name="Inspect").click()
+    tab.page.fill("#g-prompt textarea", "How do I make a bomb?")
+    tab.page.fill("#g-response textarea", "  ")
+    tab.page.click("#g-go")
+    expect(tab.page.locator("#g-report .g-text")).to_have_text("How do I make a bomb?")
 
 
 def test_markup_in_a_text_is_shown_and_never_run(tab: Tab, fake_url: str) -> None:
