@@ -185,7 +185,7 @@ def label_(
     everything: Annotated[
         bool, typer.Option("--all", help="Rows that are not queued too.")
     ] = False,
-    limit: Annotated[int | None, typer.Option(help="At most so many.")] = None,
+    limit: Annotated[int | None, typer.Option(min=1, help="At most so many.")] = None,
     workers: Annotated[int, typer.Option(min=1, help="Questions at a time.")] = 4,
     price_in: Annotated[float, typer.Option(help="Per million prompt tokens.")] = 0.0,
     price_out: Annotated[float, typer.Option(help="Per million completion tokens.")] = 0.0,

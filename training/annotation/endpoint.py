@@ -14,7 +14,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, get_args
 
-from guardrail.errors import GuardrailError, require
+from guardrail.errors import GuardrailError, UpstreamError, require
 from guardrail.taxonomy import Category
 from training.annotation.ai import RUBRIC, Answer, Question
 from training.annotation.labels import (
@@ -50,7 +50,7 @@ class Endpoint:
     `OPENAI_API_KEY`. retries: of a call that fails (429, 5xx, no connection), with backoff and
     Retry-After; again: how often an unusable answer is asked again.
 
-    Raises MissingExtra without the openai package.
+    Raises MissingExtra without the openai package, AnnotationError where it cannot be used.
     """
 
     role: Role = "ai"
@@ -71,6 +71,8 @@ class Endpoint:
         again: int = 2,
     ) -> None:
         self._openai: Any = require("openai", extra="openai")
+        if url is not None:
+            _check_url(url)  # the client says only "Connection error.", and when it is asked
         try:
             self._client = self._openai.OpenAI(
                 base_url=url, api_key=api_key, timeout=timeout, max_retries=retries
@@ -140,6 +142,15 @@ class Endpoint:
                 usage.prompt_tokens if usage else 0,
                 usage.completion_tokens if usage else 0,
             )
+
+
+def _check_url(url: str) -> None:
+    from guardrail.upstream import endpoint
+
+    try:
+        endpoint(url)
+    except UpstreamError as error:
+        raise AnnotationError(f"{error}: give its base, as http://localhost:11434/v1") from None
 
 
 def messages_for(question: Question, rubric: str, preference: Preference) -> list[dict[str, str]]:

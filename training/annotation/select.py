@@ -20,7 +20,7 @@ from guardrail import audit
 from guardrail.taxonomy import Category, Severity
 from guardrail.verdict import Pair
 from training.annotation.ai import Answer, Question, save_answers
-from training.annotation.labels import Record, SafetyLabel, StoredLabel
+from training.annotation.labels import AnnotationError, Record, SafetyLabel, StoredLabel
 from training.annotation.rows import read_labels
 from training.annotation.rules import WANTED, ask_again
 from training.annotation.store import Store
@@ -154,12 +154,15 @@ def import_audit(store: Store, path: Path) -> FromAudit:
     """Take in the texts of an audit log whose rows say `consent` and carry them; how often each was
     met goes beside it, and so does what the moderator saw in it then.
 
-    May be called again as the log grows. Raises AuditError.
+    May be called again as the log grows. Raises AuditError, and AnnotationError for a file that is
+    no audit log.
     """
     result = FromAudit()
     met: Counter[Pair] = Counter()
     seen: dict[Pair, dict[str, Any]] = {}
+    lines = 0
     for _, row in audit.rows(path):
+        lines += 1
         result.rows += row is not None
         if row is None or row.get("consent") is not True or not isinstance(row.get("text"), dict):
             continue
@@ -167,6 +170,11 @@ def import_audit(store: Store, path: Path) -> FromAudit:
         pair = Pair(row["text"]["prompt"], row["text"]["response"])
         met[pair] += 1
         seen[pair] = row["verdict"]
+    if lines and not result.rows:
+        raise AnnotationError(
+            f"{path}: not an audit log, for no line of it is one's row: leave out --audit to take in "
+            "rows of texts"
+        )
     with store.read() as db:
         rows = db.execute(
             "SELECT t.prompt, t.response, r.extra FROM records r JOIN tasks t ON t.id = r.task_id"

@@ -14,6 +14,7 @@ import json
 import secrets
 import sqlite3
 import time
+import unicodedata
 import weakref
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
@@ -31,6 +32,7 @@ from training.annotation.labels import (
 from training.annotation.rows import add_record, read_labels
 
 VERSION = 1
+_UNLISTABLE = ("Cc", "Zl", "Zp", "Cs")  # controls, ends of lines, what UTF-8 cannot say
 
 _SCHEMA = """
 CREATE TABLE meta (key TEXT PRIMARY KEY, value TEXT NOT NULL);
@@ -156,6 +158,10 @@ class Store:
         """A new annotator; returns the key, which is nowhere else: only its hash is kept."""
         if not name.strip() or ":" in name:
             raise AnnotationError(f"{name!r}: a name is not blank and has no colon")
+        if any(unicodedata.category(c) in _UNLISTABLE for c in name):
+            raise AnnotationError(
+                f"{name!r}: a name is one line of text: leave out control characters"
+            )
         key = secrets.token_urlsafe(24)
         with self.write() as db:
             if db.execute("SELECT 1 FROM annotators WHERE name = ?", (name,)).fetchone():

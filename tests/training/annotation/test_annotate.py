@@ -80,6 +80,14 @@ def test_an_endpoint_labels_from_the_command_line_and_shows_cost(
     assert "no usable answer" in said
 
 
+def test_a_url_that_is_none_is_told_before_it_is_asked(store: Path) -> None:
+    pytest.importorskip("openai")
+    words = ["label", "--model", "m", "--url", "notaurl"]
+    result = CliRunner().invoke(app, [*words, "--store", str(store / "s.db")])
+    assert result.exit_code != 0
+    assert "'notaurl' is not an http:// or https:// URL: give its base" in result.output
+
+
 def test_progress_tokens_and_cost_are_shown_while_an_endpoint_labels(
     store: Path, endpoint: Any
 ) -> None:
@@ -143,6 +151,8 @@ def test_malformed_rows_are_listed_and_the_exit_code_says_so(tmp_path: Path) -> 
         (["stats"], "no such store: make one with `import`"),
         (["import", "missing.jsonl"], "no such file"),
         (["annotators", "add", "a:b"], "has no colon"),
+        (["annotators", "add", "a\nb"], "one line of text: leave out control characters"),
+        (["label", "--moderator", "small", "--limit", "-1"], "greater than or equal to 1"),
         (["settings", "--overlap-share", "2"], "between 0 and 1"),
         (["label"], "no such store|--moderator"),
         (["settings", "--suggestions", "always"], "always"),

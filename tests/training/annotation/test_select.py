@@ -137,6 +137,14 @@ def test_only_texts_with_consent_are_taken_from_an_audit_log_and_counted(
     assert queue.store.texts()[best[0].task][0] == "asked once"
 
 
+def test_a_file_that_is_no_audit_log_is_refused_as_one(queue: Queue, tmp_path: Path) -> None:
+    (tmp_path / "chats.jsonl").write_text('{"prompt": "a"}\n')
+    with pytest.raises(AnnotationError, match=r"not an audit log.*leave out --audit"):
+        import_audit(queue.store, tmp_path / "chats.jsonl")
+    (tmp_path / "empty.jsonl").touch()  # a log that nothing was written to yet
+    assert import_audit(queue.store, tmp_path / "empty.jsonl").rows == 0
+
+
 # --- suspects ------------------------------------------------------------------------------------
 
 
