@@ -172,8 +172,8 @@ def import_audit(store: Store, path: Path) -> FromAudit:
         seen[pair] = row["verdict"]
     if lines and not result.rows:
         raise AnnotationError(
-            f"{path}: not an audit log, for no line of it is one's row: leave out --audit to take in "
-            "rows of texts"
+            f"{path}: not an audit log, for no line of it is one's row: leave out --audit to take "
+            "in rows of texts"
         )
     with store.read() as db:
         rows = db.execute(
