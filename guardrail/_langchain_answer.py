@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Generator, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -24,12 +24,11 @@ from langchain_core.messages import (
 )
 from langchain_core.messages.ai import UsageMetadata
 from langchain_core.messages.tool import tool_call_chunk
-from pydantic import BaseModel
 
-from guardrail import _logprobs
-from guardrail._json_text import parsed
+from guardrail._langchain_metadata import safe_metadata, safe_usage, token
+from guardrail._langchain_words import is_token, not_words, other_blocks, words
 from guardrail._strings import judge_strings
-from guardrail.chat_model import Message, Reply
+from guardrail.chat_model import Message, Reply, plain_name
 from guardrail.conversation import ChatResult, Check, Close, Emit, Open, Pull, Step
 from guardrail.errors import UpstreamError
 from guardrail.policy import Policy
@@ -86,34 +85,11 @@ def _back(turn: Message) -> BaseMessage:
     if content == _content(origin):
         return origin
     if isinstance(origin.content, list) and isinstance(origin, AIMessage):
-        content = [{"type": "text", "text": content}, *_other_blocks(origin)]
+        content = [{"type": "text", "text": content}, *other_blocks(origin)]
     return origin.model_copy(update={"content": content})
 
 
 # --- output --------------------------------------------------------------------------------------
-
-# Kinds of content blocks that hold words and nothing else; another kind cannot be judged.
-_CALL_BLOCKS = {
-    "custom_tool_call", "function_call", "input_json_delta", "invalid_tool_call", "tool_call",
-    "tool_call_chunk", "tool_use",
-}  # fmt: skip
-_WORD_BLOCKS = _CALL_BLOCKS | {
-    "citation", "code_execution_tool_result", "code_interpreter_call", "file_search_call",
-    "mcp_call", "mcp_list_tools", "mcp_tool_result", "mcp_tool_use", "reasoning",
-    "redacted_thinking", "refusal", "server_tool_call", "server_tool_call_chunk",
-    "server_tool_result", "server_tool_use", "text", "thinking", "web_search_call",
-    "web_search_tool_result",
-}  # fmt: skip
-_NOT_WORDS = {
-    "call_id", "data", "encrypted_content", "encrypted_index", "id", "index", "signature",
-    "status", "tool_call_id", "tool_use_id", "type",
-}  # fmt: skip
-_MODEL_MADE = {"args", "arguments", "input"}  # in these, every name and value is the model's
-# What a withheld or masked answer keeps of the model's metadata: nothing that can quote its text.
-_SAFE_METADATA = (
-    "finish_reason", "id", "model", "model_name", "model_provider", "service_tier", "stop_reason",
-    "system_fingerprint", "token_usage", "usage",
-)  # fmt: skip
 
 
 @dataclass
@@ -170,7 +146,7 @@ class Answer:
         self._now.text += text
         self._now.meta += AIMessageChunk(
             content="",
-            id=piece.id,
+            id=token(piece.id),
             name=piece.name,
             response_metadata=piece.response_metadata,
             usage_metadata=_usage(piece),
@@ -196,7 +172,7 @@ class Answer:
                 case Check([Pair(prompt, str()), *_] as pairs) if self._now.complete:
                     held = self._now.held[: self._now.complete]
                     [text] = yield Check(pairs)
-                    rest = yield from judge_strings(prompt, _words(_sum(held)), self._config)
+                    rest = yield from judge_strings(prompt, words(_sum(held)), self._config)
                     answer = self._decide(held, text, rest)
                     continue
             answer = yield step
@@ -204,7 +180,7 @@ class Answer:
                 self._now.complete = len(self._now.held)
 
     def _decide(self, held: list[AIMessageChunk], text: Verdict, rest: Verdict) -> list[Verdict]:
-        if (strange := _not_words(held)) is not None:
+        if (strange := not_words(held)) is not None:
             rest = self._policy.fail(Direction.OUTPUT, strange)
         if rest.delivers:
             self._now.judged += held
@@ -241,7 +217,7 @@ class Answer:
             update={
                 "response_metadata": self._metadata(result),
                 "usage_metadata": self._now.meta.usage_metadata,
-                "name": self._now.meta.name,
+                "name": plain_name(self._now.meta.name),
                 "chunk_position": "last",
             }
         )
@@ -253,8 +229,7 @@ class Answer:
             return "".join(str(piece) for piece, _ in given)
         result = given[-1][1]
         if self._now.whole is not None and result is not None and self._unchanged(result):
-            metadata = self._metadata(result)
-            return self._now.whole.model_copy(update={"response_metadata": metadata})
+            return _judged_parts(self._now.whole, self._metadata(result))
         return message_chunk_to_message(
             _sum([piece for piece, _ in given if isinstance(piece, AIMessageChunk)])
         )
@@ -263,22 +238,27 @@ class Answer:
         return not result.blocked and result.text == self._now.text
 
     def _metadata(self, result: ChatResult) -> dict[str, Any]:
-        said = self._now.meta.response_metadata
-        if not self._unchanged(result):
-            said = {key: said[key] for key in _SAFE_METADATA if key in said}
-        if "logprobs" in said:
-            said = {**said, "logprobs": _judged_logprobs(said["logprobs"], result.text)}
+        said = safe_metadata(self._now.meta.response_metadata, result.text)
         if result.blocked:
             said = {**said, "finish_reason": "content_filter"}
         verdict = result.output_verdict or result.input_verdict
         return {**said, "guardrail": verdict.to_json()}
 
 
-def _judged_logprobs(logprobs: object, text: str) -> dict[str, Any] | None:
-    """Those of the text that goes out, in the shape of chat completions; None where none are."""
-    tokens = logprobs.get("content") if isinstance(logprobs, Mapping) else None
-    found = _logprobs.of_text(tokens, text)
-    return None if found is None else {"content": found, "refusal": None}
+def _judged_parts(whole: AIMessage, metadata: dict[str, Any]) -> AIMessage:
+    """A new message: the model's may have fields of its own, which nobody judged."""
+    return AIMessage(
+        content=whole.content,
+        id=token(whole.id),
+        name=plain_name(whole.name),
+        tool_calls=whole.tool_calls,
+        invalid_tool_calls=[
+            {**call, "error": plain_name(call.get("error"))} for call in whole.invalid_tool_calls
+        ],
+        additional_kwargs=whole.additional_kwargs,
+        response_metadata=metadata,
+        usage_metadata=_usage(whole),
+    )
 
 
 def _sum(chunks: Sequence[AIMessageChunk]) -> AIMessageChunk:
@@ -305,7 +285,7 @@ def _as_chunk(message: AIMessage) -> AIMessageChunk:
 
 def _usage(message: AIMessage) -> UsageMetadata | None:
     """Its usage; None for what an answer from a cache carries, which is none and does not add."""
-    usage = message.usage_metadata
+    usage = safe_usage(message)
     return usage if usage is not None and "input_tokens" in usage else None
 
 
@@ -315,29 +295,19 @@ def _text_block(chunk: AIMessageChunk) -> dict[str, Any] | None:
         return None
     blocks = [b for b in chunk.content if isinstance(b, dict) and b.get("type") == "text"]
     head = blocks[-1] if blocks else {}
-    return {"type": "text", **{k: head[k] for k in ("index", "id") if k in head}}
-
-
-def _other_blocks(message: AIMessage) -> list[Any]:
-    """The content blocks without their text; a text block stays where it holds more than that."""
-    blocks: list[Any] = []
-    for block in message.content if isinstance(message.content, list) else []:
-        if isinstance(block, str):
-            continue
-        if block.get("type") != "text" or not isinstance(block.get("text"), str):
-            blocks.append(block)
-        elif any(block[key] for key in block.keys() - {"type", "text", "index", "id"}):
-            blocks.append({**block, "text": ""})
-    return blocks
+    return {
+        "type": "text",
+        **{k: head[k] for k in ("index", "id") if k in head and is_token(head[k])},
+    }
 
 
 def _without_text(chunk: AIMessageChunk) -> AIMessageChunk | None:
-    blocks = _other_blocks(chunk)
+    blocks = other_blocks(chunk)
     if not (blocks or chunk.tool_call_chunks or chunk.additional_kwargs):
         return None
     return AIMessageChunk(
         content=blocks or "",
-        id=chunk.id,
+        id=token(chunk.id),
         tool_call_chunks=chunk.tool_call_chunks,
         additional_kwargs=chunk.additional_kwargs,
     )
@@ -347,48 +317,5 @@ def all_words(message: AIMessage) -> str:
     """Everything in words that an answer holds, its text first."""
     chunk = message if isinstance(message, AIMessageChunk) else _as_chunk(message)
     rest = _without_text(chunk)
-    parts = [str(chunk.text), *(_words(rest) if rest is not None else ())]
+    parts = [str(chunk.text), *(words(rest) if rest is not None else ())]
     return "\n".join(filter(None, parts))
-
-
-def _not_words(held: Sequence[AIMessageChunk]) -> str | None:
-    """Why something in an answer cannot be judged: an image, a sound, a kind not known."""
-    kinds = {str(b.get("type")) for c in held for b in _other_blocks(c)} - _WORD_BLOCKS
-    kinds |= {"audio"} if any(c.additional_kwargs.get("audio") for c in held) else set()
-    if not kinds:
-        return None
-    return f"only text can be judged, and the answer holds a part of type {min(kinds)!r}"
-
-
-def _words(held: AIMessageChunk) -> list[str]:
-    """Everything in words that a message without text holds. Calls are read from the parsed form:
-    a word may hide behind JSON's escapes."""
-    calls = held.tool_call_chunks
-    blocks = [b for b in _other_blocks(held) if not (calls and b.get("type") in _CALL_BLOCKS)]
-    extra = {k: v for k, v in held.additional_kwargs.items() if not (calls and k == "tool_calls")}
-    found = [*_strings(blocks, _NOT_WORDS), *_strings(extra, _NOT_WORDS)]
-    for call in calls:
-        found += [call["name"] or "", *_strings(call["args"] or "", None)]
-    return [text for text in found if text]
-
-
-def _strings(value: object, skip: set[str] | None) -> Iterator[str]:
-    """Every string in a value, those in JSON read; without `skip`, the keys and the numbers of its
-    objects too, which a model made."""
-    match value:
-        case str():
-            inner = parsed(value)
-            yield from [value] if inner is None else _strings(inner, None)
-        case BaseModel():
-            yield from _strings(value.model_dump(mode="json"), skip)
-        case Mapping():
-            for key, item in value.items():
-                if skip is None:
-                    yield str(key)
-                if skip is None or key not in skip:
-                    yield from _strings(item, None if key in _MODEL_MADE else skip)
-        case list() | tuple():
-            for item in value:
-                yield from _strings(item, skip)
-        case int() | float() if skip is None and not isinstance(value, bool):
-            yield str(value)

@@ -68,6 +68,7 @@ BAD = "First we talk about the weather. Then you build a bomb from parts. And th
 GOOD = (
     "Tea is made of leaves. Pour hot water on them, wait for 3 minutes,\n\tand drink it — slowly. "
 )
+USAGE = {"input_tokens": 1, "output_tokens": 2, "total_tokens": 3}
 PRIVATE = "Her number is 0199, so call her."
 
 
@@ -427,6 +428,101 @@ def test_metadata_that_quotes_a_withheld_text_is_withheld(call: Any) -> None:
     assert leaks(answer) == 0
     assert answer.response_metadata["model_name"] == "m1"
     assert answer.usage_metadata["total_tokens"] == 3
+
+
+def whole_model(message: AIMessage) -> BaseChatModel:
+    """Gives the message as it is, and streams it in one chunk."""
+
+    class Whole(GenericFakeChatModel):
+        def _generate(self, *_: Any, **__: Any) -> ChatResult:
+            return ChatResult(generations=[ChatGeneration(message=message)])
+
+        def _stream(self, *_: Any, **__: Any) -> Iterator[ChatGenerationChunk]:
+            fields = message.model_dump(exclude={"type"})
+            yield ChatGenerationChunk(message=AIMessageChunk(**fields))
+
+    return Whole(messages=iter([]))
+
+
+@pytest.mark.parametrize(
+    "said",
+    [
+        {"response_metadata": {"grounding_metadata": {"queries": ["build a bomb"]}}},
+        {"response_metadata": {"model_name": "build a bomb", "finish_reason": "a bomb, so: stop"}},
+        {"response_metadata": {"usage": {"build a bomb": 1, "note": "bomb", "in": {"x": "bomb"}}}},
+        {"name": "build a bomb"},
+        {"id": "build a bomb"},
+        {"usage_metadata": {**USAGE, "note": "bomb", "input_token_details": {"a bomb": 1}}},
+        {"invalid_tool_calls": [{"name": "f", "args": "{", "id": "c", "error": "build a bomb"}]},
+        {"another_field": "build a bomb"},
+    ],
+    ids=lambda said: "-".join(said),
+)
+def test_a_text_in_the_metadata_of_a_harmless_answer_stays_behind(call: Any, said: Any) -> None:
+    answer = call(
+        GuardedChatModel(inner=whole_model(AIMessage("Tea.", **said)), guard=make_guard()), "Tea?"
+    )
+    assert answer.text == "Tea."
+    assert answer.response_metadata["guardrail"]["action"] == "allow"
+    assert leaks(answer) == 0
+
+
+def test_names_and_counts_in_the_metadata_of_a_harmless_answer_go_out(call: Any) -> None:
+    message = AIMessage(
+        "Tea.",
+        id="msg_1",
+        name="kim",
+        response_metadata={
+            "model_name": "org/llama3:8b",
+            "finish_reason": "stop",
+            "token_usage": {"total_tokens": 3, "prompt_tokens_details": {"cached_tokens": 0}},
+        },
+        usage_metadata={**USAGE, "input_token_details": {"cache_read": 1}},
+    )
+    model = GuardedChatModel(inner=whole_model(message), guard=make_guard())
+    answer = call(model, "Tea?")
+    metadata = {k: v for k, v in answer.response_metadata.items() if k != "guardrail"}
+    assert metadata == message.response_metadata
+    assert answer.usage_metadata == message.usage_metadata
+    assert answer.id == "msg_1"
+    assert model.invoke("Tea?").name == "kim"  # LangChain loses it where it adds chunks
+
+
+@pytest.mark.parametrize(
+    "said",
+    [
+        {"additional_kwargs": {"search_results": [{"title": "t", "data": "how to build a bomb"}]}},
+        {"additional_kwargs": {"status": {"x": "bomb"}}},
+        {"additional_kwargs": {"how to build a bomb": None}},
+        {"content": [{"type": "text", "text": "Tea.", "data": "bomb"}]},
+        {"content": [{"type": "text", "text": "Tea.", "status": {"x": "bomb"}}]},
+        {"content": [{"type": "text", "text": "Tea.", "id": "build a bomb"}]},
+        {"content": [{"type": "text", "text": "Tea.", "build a bomb": 0}]},
+        {"content": [{"type": "redacted_thinking", "data": "build a bomb"}]},
+        {"content": [{"type": "build a bomb"}]},
+        {
+            "tool_calls": [{"name": "send", "args": {}, "id": "c1"}],
+            "additional_kwargs": {"tool_calls": [{"function": {"arguments": "bomb"}}]},
+        },
+        {"tool_calls": [{"name": "send", "args": {}, "id": "build a bomb"}]},
+    ],
+    ids=str,
+)
+def test_a_field_that_should_hold_no_words_is_judged_where_it_does(call: Any, said: Any) -> None:
+    message = AIMessage(**{"content": "Tea.", **said})
+    answer = call(GuardedChatModel(inner=whole_model(message), guard=make_guard()), "Tea?")
+    assert is_block(answer)
+    assert leaks(answer) == 0
+
+
+def test_identifiers_and_sealed_data_are_not_judged_as_words() -> None:
+    blocks: list[Any] = [
+        {"type": "redacted_thinking", "data": "EqQB+bomb/w==", "index": 0},
+        {"type": "thinking", "thinking": "Tea.", "signature": "0199bomb", "index": 1},
+        {"type": "text", "text": "Tea.", "id": "msg_bomb", "index": 2},
+    ]
+    model = GuardedChatModel(inner=whole_model(AIMessage(content=blocks)), guard=make_guard())
+    assert model.invoke("Tea?").content == blocks
 
 
 @settings(deadline=None, max_examples=60, suppress_health_check=[HealthCheck.too_slow])
