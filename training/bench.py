@@ -25,6 +25,7 @@ from transformers import RobertaConfig, RobertaForSequenceClassification
 from guardrail._int8 import make_exact
 from guardrail.artifact import artifact_folder, read_manifest
 from training.quantize import dynamic_int8
+from training.runs import ends_in_a_line
 
 
 @dataclass
@@ -150,4 +151,6 @@ def main(args: Args) -> None:
 
 
 if __name__ == "__main__":
-    main(tyro.cli(Args))
+    args = tyro.cli(Args)
+    with ends_in_a_line("nothing is kept: the same command starts anew"):
+        main(args)

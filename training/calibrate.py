@@ -40,6 +40,7 @@ from training.data import Example, read_examples, targets
 from training.eval_sets import direction_of, held_out_sets, human_labels
 from training.eval_statements import statements_held_out
 from training.everyday_texts import everyday_texts
+from training.runs import ends_in_a_line
 from training.scaling import Choice, choose
 from training.scoring import text_logits
 from training.thresholds import category_thresholds, fit_categories, fit_levels, risk_control
@@ -327,4 +328,6 @@ def main(args: Args) -> None:
 
 
 if __name__ == "__main__":
-    main(tyro.cli(Args))
+    args = tyro.cli(Args)
+    with ends_in_a_line("the manifest is as it was: the same command starts anew"):
+        main(args)

@@ -9,7 +9,6 @@ are fitted afterwards, on the exported file, by `training.calibrate`.
 
 from __future__ import annotations
 
-import json
 import shutil
 from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
@@ -27,8 +26,9 @@ from guardrail.verdict import Pair
 from training.bases import BASES, MINILM
 from training.batching import encode, predict
 from training.data import Example, read_examples
-from training.model import ModerationModel, encoder_of
+from training.model import ModerationModel, encoder_of, summary_of
 from training.quantize import mixed_int8, to_fp16
+from training.runs import ends_in_a_line
 from training.scoring import text_logits
 from training.speed import measure, text
 
@@ -122,7 +122,7 @@ def parity(
 
 
 def main(args: Args) -> None:
-    summary: dict[str, Any] = json.loads((args.model / "summary.json").read_text())
+    summary = summary_of(args.model)
     trained = summary["args"]
     model = ModerationModel.load(args.model)
     scratch = args.model / "onnx"
@@ -218,4 +218,6 @@ def _flags(args: dict[str, Any]) -> list[str]:
 
 
 if __name__ == "__main__":
-    main(tyro.cli(Args))
+    args = tyro.cli(Args)
+    with ends_in_a_line("nothing of use is kept: the same command starts anew"):
+        main(args)

@@ -26,6 +26,7 @@ from training.batching import encode, predict
 from training.data import Example, read_examples
 from training.model import ModerationModel, encoder_of
 from training.precision import knows_bf16
+from training.runs import ends_in_a_line
 
 
 @dataclass
@@ -124,4 +125,6 @@ def _whole_lines(path: Path) -> int:
 
 
 if __name__ == "__main__":
-    main(tyro.cli(Args))
+    args = tyro.cli(Args)
+    with ends_in_a_line(f"{args.out} keeps what is judged: the same command goes on from there"):
+        main(args)

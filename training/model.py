@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
-import torch
 from torch import Tensor, nn
 from transformers import AutoConfig, AutoModel, PretrainedConfig
 
 from guardrail.encoding import Encoder, EncoderConfig
 from training.losses import monotone_logits
+from training.runs import load_whole
 
 
 class ModerationModel(nn.Module):
@@ -29,6 +30,8 @@ class ModerationModel(nn.Module):
         """layers: keep the first so many of the base's; all of them by default."""
         config = AutoConfig.from_pretrained(folder)
         if layers is not None:
+            if layers > config.num_hidden_layers:  # else those it lacks would be random
+                raise SystemExit(f"{folder}: it has {config.num_hidden_layers} layers, no {layers}")
             config.num_hidden_layers = layers
         if is_causal(config):
             config.use_cache = False  # nothing is generated
@@ -40,7 +43,7 @@ class ModerationModel(nn.Module):
         """What `main` wrote: `config.json` of the encoder and `model.pt`."""
         config = AutoConfig.from_pretrained(folder)
         model = cls(AutoModel.from_config(config, **_options(config)), config.hidden_size)
-        model.load_state_dict(torch.load(folder / "model.pt", weights_only=True))
+        model.load_state_dict(load_whole(folder / "model.pt"))
         return model.eval()
 
     def forward(
@@ -72,8 +75,20 @@ def mean_pooled(
     return (hidden * mask).sum(dim=1) / mask.sum(dim=1).clamp(min=1.0)
 
 
+def summary_of(folder: Path) -> dict[str, Any]:
+    """What a run wrote last; SystemExit where none has finished in `folder`."""
+    path = folder / "summary.json"
+    try:
+        found: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    except (FileNotFoundError, NotADirectoryError):
+        raise SystemExit(f"{folder}: no finished run of training.moderation") from None
+    except ValueError as error:
+        raise SystemExit(f"{path}: not JSON: {error}: damaged, or half written") from None
+    return found
+
+
 def encoder_of(folder: Path) -> Encoder:
     """The encoder that a trained model's texts went through, by what its run wrote."""
-    trained = json.loads((folder / "summary.json").read_text(encoding="utf-8"))["args"]
+    trained = summary_of(folder)["args"]
     config = EncoderConfig(trained["max_tokens"], trained["prompt_tokens"], trained["overlap"])
     return Encoder.from_file(folder / "tokenizer.json", config)

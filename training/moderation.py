@@ -28,7 +28,6 @@ from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from guardrail.encoding import Encoder, EncoderConfig
-from guardrail.errors import GuardrailError
 from training import contrast
 from training.augment import framed, obfuscate
 from training.balance import balanced
@@ -40,12 +39,21 @@ from training.eval_sets import human_labels
 from training.everyday_texts import everyday_texts
 from training.metrics import moderation_metrics
 from training.model import ModerationModel
+from training.moderation_checks import has_finished, refuse_empty, refuse_nonsense
 from training.objective import Objective, loss_of
 from training.plain_talk import plain_talk
 from training.precision import knows_bf16
 from training.quantized import quantization_aware, settle
-from training.restore import weights_of
-from training.runs import identity, refuse_another, save_whole, warmup_then_linear
+from training.restore import begin
+from training.runs import (
+    ends_in_a_line,
+    identity,
+    load_whole,
+    make_folder,
+    refuse_another,
+    save_whole,
+    warmup_then_linear,
+)
 from training.statements import statements
 
 
@@ -165,13 +173,12 @@ class Run:
         args: Args,
         model: ModerationModel,
         accelerator: Accelerator,
-        rows: Sequence[Encoded],
+        run: str,
         steps: int,
     ):
         optimizer = torch.optim.AdamW(parameter_groups(model, args))
         self.args, self.steps, self.accelerator = args, steps, accelerator
-        targets = ((*r.example.key, r.severity.tolist(), r.categories.tolist()) for r in rows)
-        self.identity = identity(args, targets)
+        self.identity = run
         self.schedule = warmup_then_linear(optimizer, steps, args.warmup)
         self.parallel, self.optimizer = accelerator.prepare(model, optimizer)
         self.model = accelerator.unwrap_model(self.parallel)
@@ -244,7 +251,7 @@ class Run:
         path = self.args.out / "checkpoint.pt"
         if not path.exists():
             return
-        state = torch.load(path, weights_only=True)
+        state = load_whole(path)
         refuse_another(path, state.get("run"), self.identity)
         self.model.load_state_dict(state["model"])
         self.optimizer.load_state_dict(state["optimizer"])
@@ -255,38 +262,37 @@ class Run:
         print(f"resumed at step {self.progress.step}", flush=True)
 
 
-def begin(model: ModerationModel, args: Args) -> None:
-    """Take over the weights of `args.init`."""
-    assert args.init is not None
-    try:
-        model.load_state_dict(weights_of(args.init))
-    except RuntimeError as error:  # names the parameters that differ
-        raise SystemExit(f"{args.init}: its weights do not fit {args.base}: {error}") from None
-
-
 def main(args: Args) -> None:
     accelerator = Accelerator(mixed_precision="bf16" if args.bf16 else "no")
     random.seed(args.seed)
     np.random.seed(args.seed)
     torch.manual_seed(args.seed)
-    args.out.mkdir(parents=True, exist_ok=True)
+    refuse_nonsense(args)
+    make_folder(args.out)
     folder = moderation_base(args.base, args.data.parent / "bases")
     encoder = Encoder.from_file(folder / "tokenizer.json", args.encoder)
-    chosen = balanced(choose(read_examples(args.data, "train"), args), args.balance)
+    chosen = choose(read_examples(args.data, "train"), args)
     held_out = [e for e in read_examples(args.data, "validation") if _annotated(e)][: args.limit]
+    refuse_empty(chosen, held_out, args.data)
+    chosen = balanced(chosen, args.balance)
     rows = encode(chosen, encoder, args.teacher_share)
     people = human_labels(args.people) if args.people else {}
     heeded = heed(rows, people, args.people_share)
+    targets = ((*r.example.key, r.severity.tolist(), r.categories.tolist()) for r in rows)
+    name = identity(args, targets)
+    if has_finished(args.out, name):
+        print(f"{args.out}: this run has finished: nothing to do", flush=True)
+        return
     validation = encode(held_out, encoder, 0.0)
     share = accelerator.num_processes
     per_epoch = len(list(batches(rows, args, random.Random(args.seed)))) // share
     steps = max(1, int(per_epoch * args.epochs))
     model = ModerationModel.from_base(folder, args.layers)
     if args.init is not None:
-        begin(model, args)
+        begin(model, args.init, args.base)
     if args.quantization_aware:
         quantization_aware(model)
-    run = Run(args, model, accelerator, rows, steps)
+    run = Run(args, model, accelerator, name, steps)
     if accelerator.is_main_process:
         print(
             f"{len(rows)} texts ({heeded} labelled by people too), {steps} steps, "
@@ -312,7 +318,7 @@ def main(args: Args) -> None:
     if accelerator.is_main_process:
         run.seconds()
         settle(run.result)
-        _finish(args, run.result, folder, run.progress, chosen)
+        _finish(run, folder, chosen)
 
 
 def _annotated(example: Example) -> bool:
@@ -366,9 +372,8 @@ def evaluate(
     }
 
 
-def _finish(
-    args: Args, model: ModerationModel, folder: Path, progress: Progress, examples: list[Example]
-) -> None:
+def _finish(run: Run, folder: Path, examples: list[Example]) -> None:
+    args, model = run.args, run.result
     torch.save(model.state_dict(), args.out / "model.pt")
     model.encoder.config.save_pretrained(args.out)
     (args.out / "tokenizer.json").write_bytes((folder / "tokenizer.json").read_bytes())
@@ -379,16 +384,16 @@ def _finish(
     summary = {
         "args": json.loads(json.dumps(asdict(args), default=str)),
         "sources": sources,
-        "minutes": round(progress.seconds / 60, 1),
-        "history": progress.history,
+        "minutes": round(run.progress.seconds / 60, 1),
+        "history": run.progress.history,
+        "run": run.identity,
     }
     (args.out / "summary.json").write_text(json.dumps(summary, indent=1), encoding="utf-8")
     (args.out / "checkpoint.pt").unlink(missing_ok=True)
 
 
 if __name__ == "__main__":
-    try:
-        main(tyro.cli(Args))
-        PartialState().destroy_process_group()  # else its threads may abort the exit
-    except GuardrailError as error:
-        raise SystemExit(f"error: {error}") from None
+    args = tyro.cli(Args)
+    with ends_in_a_line(f"{args.out} keeps the last checkpoint: the same command goes on from it"):
+        main(args)
+    PartialState().destroy_process_group()  # else its threads may abort the exit

@@ -25,6 +25,7 @@ from guardrail.artifact import read_manifest
 from guardrail.errors import GuardrailError
 from training.bases import base_folder
 from training.model import ModerationModel
+from training.runs import in_a_line, load_whole
 
 _PRODUCTS = {"MatMul", "MatMulInteger", "MatMulNBits", "Gemm"}
 _EMBEDDING = "encoder.embeddings.word_embeddings.weight"
@@ -115,12 +116,23 @@ def _unsmoothed(graph: _Graph, product: NodeProto, matrix: np.ndarray) -> np.nda
 def weights_of(folder: Path) -> dict[str, torch.Tensor]:
     """Of what a training run wrote, or of an artifact."""
     if (folder / "model.pt").exists():
-        state: dict[str, torch.Tensor] = torch.load(folder / "model.pt", weights_only=True)
-        return state
+        return load_whole(folder / "model.pt")
     if (folder / "manifest.json").exists():
         read_manifest(folder)  # that no byte of it has changed
         return exported_weights(folder / "model.onnx")
     raise SystemExit(f"{folder}: neither what training.moderation nor what training.export writes")
+
+
+def begin(model: ModerationModel, init: Path, base: str) -> None:
+    """Take over the weights of `init`."""
+    try:
+        model.load_state_dict(weights_of(init))
+    except RuntimeError as error:  # names every parameter that differs, below a heading
+        _, first, *more = str(error).split("\n\t")
+        others = f" and {len(more)} more like it" if more else ""
+        raise SystemExit(
+            f"{init}: its weights do not fit {base}: {in_a_line(first)}{others}"
+        ) from None
 
 
 def main(args: Args) -> None:

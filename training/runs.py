@@ -6,6 +6,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import pickle
 import signal
 import sys
 from collections.abc import Collection, Iterable, Iterator
@@ -24,6 +25,7 @@ __all__ = [
     "ends_in_a_line",
     "identity",
     "in_a_line",
+    "load_whole",
     "make_folder",
     "refuse_another",
     "refuse_other_weights",
@@ -51,6 +53,20 @@ def save_whole(state: dict[str, Any], path: Path) -> None:
     os.replace(partial, path)
 
 
+def load_whole(path: Path) -> dict[str, Any]:
+    """What `torch.save` wrote of a dict; SystemExit where it is damaged."""
+    try:
+        state = torch.load(path, weights_only=True)
+        if not isinstance(state, dict):
+            raise ValueError(f"a {type(state).__name__}")
+    except (RuntimeError, EOFError, ValueError, pickle.UnpicklingError) as error:
+        raise SystemExit(
+            f"{path} is damaged, or was not written by training: remove it, and what needs it "
+            "starts anew"
+        ) from error
+    return state
+
+
 def make_folder(folder: Path) -> None:
     """SystemExit where `folder` is not there and can't be made."""
     try:
@@ -59,7 +75,7 @@ def make_folder(folder: Path) -> None:
         raise SystemExit(f"{folder}: no folder can be made here: {error.strerror}") from error
 
 
-def in_a_line(error: Exception) -> str:
+def in_a_line(error: Exception | str) -> str:
     """What libraries say over many lines, in one."""
     text = " ".join(str(error).split())
     return text if len(text) < 300 else f"{text[:300]}..."
@@ -78,8 +94,8 @@ def stopped(number: int, message: str) -> SystemExit:
 
 @contextmanager
 def ends_in_a_line(kept: str) -> Iterator[None]:
-    """SIGINT and SIGTERM end what is within at once, by `stopped`, and so does an error of the SDK,
-    such as a model that gives no number: both in a line, without a traceback.
+    """SIGINT and SIGTERM end what is within at once, by `stopped`, and so does an error of the SDK
+    or of a file, such as a model that is not there: both in a line, without a traceback.
 
     kept: what of the work is kept, and what the same command does when it is given again.
     """
@@ -90,7 +106,7 @@ def ends_in_a_line(kept: str) -> Iterator[None]:
     before = {number: signal.signal(number, end) for number in SIGNALS}
     try:
         yield
-    except GuardrailError as error:
+    except (GuardrailError, OSError) as error:
         raise SystemExit(in_a_line(error)) from error
     finally:
         for number, handler in before.items():

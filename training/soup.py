@@ -15,15 +15,15 @@ import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
 import tyro
 from torch import Tensor
 
-from training.model import ModerationModel
+from training.model import ModerationModel, summary_of
 from training.quantized import quantization_aware, settle
 from training.restore import weights_of
+from training.runs import ends_in_a_line
 
 
 @dataclass
@@ -53,7 +53,7 @@ def main(args: Args) -> None:
         raise SystemExit(f"--start-parts is {args.start_parts}: it has to be 1 or more")
     if len(args.models) + (args.start is not None) < 2:
         raise SystemExit("--models: give two or more, or one and its --start")
-    summaries = [_summary(folder) for folder in args.models]
+    summaries = [summary_of(folder) for folder in args.models]
     bases = {summary["args"]["base"] for summary in summaries}
     starts = {str(summary["args"].get("init")) for summary in summaries}
     if len(bases) > 1 or len(starts) > 1:
@@ -80,6 +80,7 @@ def main(args: Args) -> None:
         torch.save(model.state_dict(), args.out / "model.pt")
     merged = {
         **summaries[0],
+        "run": None,  # it is no run's, but of several
         "soup_seeds": [one["args"]["seed"] for one in summaries],
         "soup_start": str(args.start) if args.start else None,
         "soup_start_parts": args.start_parts,
@@ -88,13 +89,7 @@ def main(args: Args) -> None:
     print(f"{args.out}: the mean of {len(states)} parts")
 
 
-def _summary(folder: Path) -> dict[str, Any]:
-    try:
-        found: dict[str, Any] = json.loads((folder / "summary.json").read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise SystemExit(f"{folder}: no finished run of training.moderation") from None
-    return found
-
-
 if __name__ == "__main__":
-    main(tyro.cli(Args))
+    args = tyro.cli(Args)
+    with ends_in_a_line("nothing is kept: the same command starts anew"):
+        main(args)

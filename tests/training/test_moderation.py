@@ -11,7 +11,7 @@ import sys
 import time
 from dataclasses import asdict, replace
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import pytest
@@ -235,6 +235,64 @@ def test_a_teacher_labels_texts_and_resumes_where_it_stopped(
     (tmp_path / "train.partial").write_bytes(b"".join(lines[:100]) + lines[100][:20])
     label.main(args)
     assert (tmp_path / "train.jsonl").read_bytes().splitlines(keepends=True) == lines
+
+
+def test_a_finished_run_is_not_trained_again_nor_overwritten_by_another(
+    trained: Path, tiny_base: Path, tiny_data: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    args = tyro.cli(Args, args=arguments(tiny_base, tiny_data, trained))
+    before = (trained / "summary.json").read_bytes()
+    main(replace(args, checkpoint_seconds=1.0))
+    assert "this run has finished" in capsys.readouterr().out
+    with pytest.raises(SystemExit, match="has finished here: choose another --out"):
+        main(replace(args, seed=3))
+    assert (trained / "summary.json").read_bytes() == before
+
+
+@pytest.mark.parametrize(
+    ("changed", "said"),
+    [
+        ({"epochs": 0.0}, "--epochs is 0.0: it has to be more than 0"),
+        ({"epochs": -1.0}, "--epochs is -1.0"),
+        ({"learning_rate": float("nan")}, "--learning-rate is nan"),
+        ({"average": 2.0}, "--average is 2.0: it has to be from 0 to 1"),
+        ({"limit": 0}, "--limit is 0: it has to be 1 or more"),
+        ({"max_tokens": 4}, "--max-tokens, --prompt-tokens, --overlap: max_tokens=4 must exceed"),
+        ({"layers": 9}, "it has 2 layers, no 9"),
+        ({"include": ("nosuch",)}, "leave no labelled text to train on"),
+    ],
+)
+def test_what_no_run_can_mean_is_refused_in_a_line(
+    tiny_base: Path, tiny_data: Path, tmp_path: Path, changed: dict[str, Any], said: str
+) -> None:
+    with pytest.raises(SystemExit, match=said):
+        main(Args(base=str(tiny_base), data=tiny_data, out=tmp_path, bf16=False, **changed))
+    assert not (tmp_path / "summary.json").exists()
+
+
+def test_without_a_text_to_measure_by_or_a_folder_to_write_to_nothing_is_trained(
+    tiny_base: Path, tiny_data: Path, tmp_path: Path
+) -> None:
+    args = Args(base=str(tiny_base), data=tiny_data, out=tmp_path / "m", bf16=False)
+    (tmp_path / "file").touch()
+    with pytest.raises(SystemExit, match="no folder can be made here"):
+        main(replace(args, out=tmp_path / "file"))
+    data = shutil.copytree(tiny_data, tmp_path / "data")
+    (data / "validation.jsonl").write_text("")
+    with pytest.raises(SystemExit, match=r"no text of annotated/ in validation\.jsonl"):
+        main(replace(args, data=data))
+
+
+def test_damaged_weights_and_unfinished_runs_are_named(
+    tiny_base: Path, tiny_data: Path, tmp_path: Path
+) -> None:
+    (tmp_path / "checkpoint.pt").write_bytes(b"damaged")
+    with pytest.raises(SystemExit, match=r"checkpoint\.pt is damaged"):
+        main(Args(base=str(tiny_base), data=tiny_data, out=tmp_path, bf16=False, limit=5))
+    with pytest.raises(SystemExit, match="no finished run of"):
+        export.main(export.Args(model=tmp_path))
+    with pytest.raises(SystemExit, match="no finished run of"):
+        label.main(label.Args(teacher=tmp_path))
 
 
 def test_hard_negatives_are_repeated_and_answers_thinned_out() -> None:
