@@ -23,10 +23,10 @@ import numpy as np
 from numpy.typing import NDArray
 from tokenizers import Tokenizer
 
-from guardrail._files import sha256_of, verify_file, write_json
+from guardrail._files import MISSHAPEN, sha256_of, verify_file, write_json
 from guardrail._onnx import Device, Session
 from guardrail.chat_model import Message, Reply, as_chat_model
-from guardrail.conversation import message_text, read_messages
+from guardrail.conversation import _is_text, message_text, read_messages
 from guardrail.errors import ArtifactError, UpstreamError
 
 __all__ = ["ChatEncoder", "ChatFormat", "OnnxChat", "PolicyManifest", "read_policy_manifest"]
@@ -102,19 +102,36 @@ def read_policy_manifest(folder: Path) -> PolicyManifest:
     path = folder / "manifest.json"
     try:
         manifest = PolicyManifest(**json.loads(path.read_text(encoding="utf-8")))
-        ChatFormat(**manifest.chat)
+        _check_fields(manifest)
         hashes = [(folder / name, manifest.files[name]) for name in _FILES]
-        if not all(manifest.cache[key] > 0 for key in ("layers", "kv_heads", "head")):
-            raise ValueError(f"cache {manifest.cache} has an empty size")
     except FileNotFoundError:
         raise ArtifactError(
             f"{path} is missing: not a chat policy, or one half written; `make policy` builds one"
         ) from None
-    except (OSError, ValueError, TypeError, KeyError) as error:
+    except (OSError, *MISSHAPEN) as error:
         raise ArtifactError(f"{path}: not a chat policy's manifest: {error!r}") from error
     for file, expected in hashes:
         verify_file(file, expected)
     return manifest
+
+
+def _check_fields(manifest: PolicyManifest) -> None:
+    """Raises one of MISSHAPEN for a field that holds what it cannot."""
+    chat, cache = ChatFormat(**manifest.chat), manifest.cache
+    around = [chat.opening, chat.answer, *chat.before.values(), *chat.after.values()]
+    if not all(isinstance(text, str) for text in around):
+        raise ValueError("chat: what stands around messages must be texts")
+    if chat.before.keys() != chat.after.keys():
+        raise ValueError("chat: 'before' and 'after' must name the same roles")
+    if not all(isinstance(manifest.files[name], str) for name in _FILES):
+        raise ValueError("files: hashes must be texts")
+    if not all(type(token) is int for token in manifest.stop):
+        raise ValueError(f"stop: tokens must be whole numbers, not {manifest.stop}")
+    sizes = [manifest.context, *(cache[key] for key in ("layers", "kv_heads", "head"))]
+    if not all(type(size) is int and size > 0 for size in sizes):
+        raise ValueError(
+            f"context {manifest.context!r} and cache {cache}: sizes must be whole numbers above 0"
+        )
 
 
 class OnnxChat:
@@ -159,6 +176,7 @@ class OnnxChat:
         self._stop = frozenset(self.manifest.stop)
         path = self.folder / "model.onnx"
         self._session = Session(path, device, threads, outputs=("logits",))
+        self._check_cache()
         self.device = self._session.device
         self._memory = "cpu" if self.device == "cpu" else "cuda"
         self._threaded = as_chat_model(self.stream)
@@ -171,7 +189,7 @@ class OnnxChat:
     def stream(self, messages: str | Sequence[Message]) -> Iterator[Reply]:
         """The answer as it is made; pieces may be empty, and the last carries the finish reason.
         Closing the iterator ends the work."""
-        prompt = self.encoder.encode(read_messages(messages))
+        prompt = self.encoder.encode(_read(messages))
         room = self.manifest.context - len(prompt)
         if room < 1:
             raise UpstreamError(
@@ -205,11 +223,23 @@ class OnnxChat:
 
     async def acomplete(self, messages: str | Sequence[Message]) -> Reply:
         """`complete`, in threads."""
-        return await self._threaded.acomplete(read_messages(messages))
+        return await self._threaded.acomplete(_read(messages))
 
     def astream(self, messages: str | Sequence[Message]) -> AsyncIterator[Reply]:
         """`stream`, in threads. Closing it ends the work with the token under way."""
-        return self._threaded.astream(read_messages(messages))
+        return self._threaded.astream(_read(messages))
+
+    def _check_cache(self) -> None:
+        """Raises ArtifactError where the model has another cache than the manifest says."""
+        size = self.manifest.cache
+        inputs = self._session.here().get_inputs()
+        found = [given.shape[1::2] for given in inputs if given.name.startswith("past_")]
+        each = [size["kv_heads"], size["head"]]
+        if len(found) != 2 * size["layers"] or any(shape != each for shape in found):
+            raise ArtifactError(
+                f"{self.folder / 'manifest.json'}: says cache {size}, and model.onnx has another: "
+                "`make policy` builds both anew"
+            )
 
     def _empty_cache(self) -> dict[str, Any]:
         from onnxruntime import OrtValue
@@ -244,6 +274,21 @@ class OnnxChat:
         if not np.isfinite(found).all():
             raise UpstreamError(f"{self.manifest.id}: the model gave a value that is no number")
         return found, dict(zip(cache, grown, strict=True))
+
+
+def _read(messages: str | Sequence[Message]) -> list[Message]:
+    """`read_messages`; also raises ValueError on a part that is no text, which would be lost."""
+    found = read_messages(messages)
+    for i, message in enumerate(found):
+        content = message.get("content")
+        for part in content if isinstance(content, list) else []:
+            if not _is_text(part):
+                kind = part.get("type") if isinstance(part, Mapping) else type(part).__name__
+                raise ValueError(
+                    f"message {i} holds a part of type {kind!r}, and this model reads only text: "
+                    "leave it out"
+                )
+    return found
 
 
 def draw(
@@ -296,6 +341,8 @@ class ChatEncoder:
         return ids + self._ids(text)
 
     def _ids(self, text: str) -> list[int]:
+        # Half of a surrogate pair, which JSON can say and the tokenizer cannot, becomes U+FFFD.
+        text = text.encode("utf-16-le", "surrogatepass").decode("utf-16-le", "replace")
         found: list[int] = self.tokenizer.encode(text, add_special_tokens=False).ids
         return found
 

@@ -6,6 +6,7 @@ import asyncio
 import json
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +23,7 @@ from tokenizers import Tokenizer, models
 
 from guardrail import ArtifactError, Category, Guard, GuardedChat, Severity, UpstreamError
 from guardrail.chat_model import ChatModel, Reply
-from guardrail.local import ChatEncoder, OnnxChat, _Detokenizer, draw
+from guardrail.local import ChatEncoder, OnnxChat, _Detokenizer, draw, read_policy_manifest
 from guardrail.testing import FakeModerator
 
 TEXT = "Hé, wy🙂!"
@@ -280,6 +281,61 @@ def test_a_role_that_the_format_lacks_is_refused(reciting: Path) -> None:
         )
     with pytest.raises(ValueError, match="no user message"):
         OnnxChat(reciting).complete([])
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"files": {"model.onnx": 1, "tokenizer.json": "0"}},
+        {"stop": None},
+        {"stop": ["2"]},
+        {"context": "x"},
+        {"chat": asdict(CHAT) | {"answer": None}},
+        {"chat": asdict(CHAT) | {"before": ["user"]}},
+        {"chat": asdict(CHAT) | {"after": {}}},
+        {"cache": {"layers": 1.0, "kv_heads": 1, "head": 4}},
+    ],
+)
+def test_a_manifest_with_a_field_that_cannot_be_is_refused(
+    reciting: Path, tmp_path: Path, change: dict[str, Any]
+) -> None:
+    manifest = json.loads((reciting / "manifest.json").read_text()) | change
+    (tmp_path / "manifest.json").write_text(json.dumps(manifest), encoding="utf-8")
+    with pytest.raises(ArtifactError, match="not a chat policy's manifest"):
+        read_policy_manifest(tmp_path)
+
+
+@pytest.mark.parametrize("change", [{"layers": 2}, {"kv_heads": 2}, {"head": 8}])
+def test_a_manifest_of_another_cache_than_the_models_is_refused(
+    tmp_path: Path, change: dict[str, int]
+) -> None:
+    folder = policy_kit.reciting_policy(tmp_path, TEXT)
+    manifest = json.loads((folder / "manifest.json").read_text())
+    manifest["cache"] |= change
+    (folder / "manifest.json").write_text(json.dumps(manifest), encoding="utf-8")
+    with pytest.raises(ArtifactError, match=r"model\.onnx has another"):
+        OnnxChat(folder)
+
+
+def test_half_of_a_surrogate_pair_is_answered_and_a_pair_is_its_character(reciting: Path) -> None:
+    assert OnnxChat(reciting).complete("\ud800") == Reply(TEXT, "stop")
+
+    def ids(text: str) -> list[int]:
+        return encoder(reciting).encode([{"role": "user", "content": text}])
+
+    assert ids("a\ud800b") == ids("a\ufffdb")
+    assert ids("\ud83d\ude42") == ids("🙂")
+
+
+def test_a_part_that_is_no_text_is_refused_and_not_lost(reciting: Path) -> None:
+    chat = OnnxChat(reciting)
+    parts = [{"type": "text", "text": "What is this?"}, {"type": "image_url", "image_url": {}}]
+    messages = [{"role": "user", "content": parts}]
+    with pytest.raises(ValueError, match="part of type 'image_url'"):
+        chat.complete(messages)
+    with pytest.raises(ValueError, match="part of type 'image_url'"):
+        asyncio.run(chat.acomplete(messages))
+    assert chat.complete([{"role": "user", "content": parts[:1]}]).text == TEXT
 
 
 def test_an_altered_or_unfinished_folder_is_refused(tmp_path: Path) -> None:
