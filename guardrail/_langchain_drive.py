@@ -10,7 +10,7 @@ import dataclasses
 from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from langchain_core.messages import AIMessageChunk, BaseMessage
 from langchain_core.runnables import RunnableConfig
@@ -30,6 +30,7 @@ if TYPE_CHECKING:
 __all__ = ["Piece", "Run", "detached_config"]
 
 Piece = AIMessageChunk | str
+_END: Any = object()  # of a chain's pieces: None may be one, and a wrong one
 
 
 def detached_config(config: RunnableConfig | None = None) -> RunnableConfig:
@@ -89,8 +90,8 @@ class Run:
             try:
                 while True:
                     with _detached():
-                        piece = next(pieces, None)
-                    if piece is None:
+                        piece = next(pieces, _END)
+                    if piece is _END:
                         return
                     yield answer.take(piece)
             finally:
@@ -123,8 +124,8 @@ class Run:
             try:
                 while True:
                     with _detached():
-                        piece = await anext(pieces, None)
-                    if piece is None:
+                        piece = await anext(pieces, _END)
+                    if piece is _END:
                         return
                     yield answer.take(piece)
             finally:

@@ -32,7 +32,7 @@ from langchain_core.messages import (
 from langchain_core.output_parsers import StrOutputParser
 from langchain_core.outputs import ChatGeneration, ChatGenerationChunk, ChatResult
 from langchain_core.prompts import ChatPromptTemplate
-from langchain_core.runnables import RunnableLambda
+from langchain_core.runnables import Runnable, RunnableLambda
 from langchain_openai import ChatOpenAI
 from langgraph.config import get_stream_writer
 from langgraph.graph import END, START, MessagesState, StateGraph
@@ -40,6 +40,7 @@ from loopback import serving
 from pydantic import BaseModel, Field, ValidationError
 
 from guardrail import Blocked, Category, Guard, GuardrailError, Pair, Policy, Severity, Verdict
+from guardrail.errors import UpstreamError
 from guardrail.langchain import (
     GuardedChatModel,
     GuardrailCallbackHandler,
@@ -1066,6 +1067,22 @@ def test_a_chain_that_answers_with_neither_text_nor_message_is_an_error(run: Any
     made = GuardrailRunnable(RunnableLambda(lambda q: {"text": "bomb"}), guard=make_guard())
     with pytest.raises(GuardrailError, match="must answer with str or AIMessage, not dict"):
         run(made, "Hello")
+
+
+def test_a_chain_that_gives_none_is_an_error_not_an_end(run: Any) -> None:
+    class Holed(Runnable[Any, Any]):
+        def invoke(self, input: Any, config: Any = None, **_: Any) -> None:
+            return None
+
+        def stream(self, input: Any, config: Any = None, **_: Any) -> Iterator[Any]:
+            yield from ("first. ", None, "second.")
+
+        async def astream(self, input: Any, config: Any = None, **_: Any) -> AsyncIterator[Any]:
+            for piece in ("first. ", None, "second."):
+                yield piece
+
+    with pytest.raises(UpstreamError, match="not NoneType"):
+        run(GuardrailRunnable(Holed(), guard=make_guard()), "Hello")
 
 
 # --- the callback handler ------------------------------------------------------------------------
