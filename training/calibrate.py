@@ -40,7 +40,6 @@ from training.data import Example, read_examples, targets
 from training.eval_sets import direction_of, held_out_sets, human_labels
 from training.eval_statements import statements_held_out
 from training.everyday_texts import everyday_texts
-from training.runs import ends_in_a_line
 from training.scaling import Choice, choose
 from training.scoring import text_logits
 from training.thresholds import category_thresholds, fit_categories, fit_levels, risk_control
@@ -282,6 +281,10 @@ def calibrate(
 
 
 def main(args: Args) -> None:
+    for name in ("target_fpr", "target_fpr_input", "delta"):
+        if not 0 <= (value := getattr(args, name)) <= 1:
+            option = f"--{name.replace('_', '-')}"
+            raise SystemExit(f"{option} is {value}: it has to be from 0 to 1")
     moderator = OnnxModerator(args.model, device="cpu", locate=False)
     examples = read_examples(args.data, "validation")
     examples += everyday_texts(args.everyday, held_out=True)
@@ -328,6 +331,8 @@ def main(args: Args) -> None:
 
 
 if __name__ == "__main__":
+    from training.runs import ends_in_a_line  # its torch is not needed to import what is here
+
     args = tyro.cli(Args)
     with ends_in_a_line("the manifest is as it was: the same command starts anew"):
         main(args)

@@ -30,7 +30,6 @@ from training.annotation.confident import Suspects, label_errors, noise
 from training.bag_of_words import out_of_fold
 from training.data import Example, read_examples, write_examples
 from training.eval_sets import human_labels
-from training.runs import ends_in_a_line
 
 Soft = dict[str, list[float]]
 Key = tuple[str, str]
@@ -282,6 +281,8 @@ def _report(
 
 
 if __name__ == "__main__":
+    from training.runs import ends_in_a_line  # its torch is not needed to import what is here
+
     args = tyro.cli(Args)
     with ends_in_a_line("nothing is kept: the same command starts anew"):
         main(args)

@@ -27,6 +27,7 @@ import tyro
 
 from guardrail.taxonomy import Category
 from training.duplicates import near_duplicate_groups
+from training.rows import checked, each, published
 
 CATEGORIES = [category.value for category in Category]
 _INDEX = {name: index for index, name in enumerate(CATEGORIES)}
@@ -220,8 +221,7 @@ def load_local(folder: Path) -> list[Example]:
         path = folder / f"{source.file}.jsonl.gz"
         if not path.exists():
             raise SystemExit(f"{path} is missing: --source names the folder of the labelled data")
-        rows = (source.convert(row) for row in read_jsonl(path))
-        known = deduplicate(row for row in rows if row is not None)
+        known = deduplicate(each(path, read_jsonl(path), source.convert))
         examples += _sample(known, source.limit)
     return examples
 
@@ -232,9 +232,10 @@ def the_rest(folder: Path, examples: Sequence[Example]) -> list[Example]:
     sources = [source for source in LOCAL_SOURCES if source.limit is not None]
     sources.append(Source("severity_proxy", _unlabelled))
     paths = ((source, folder / f"{source.file}.jsonl.gz") for source in sources)
-    read = (s.convert(row) for s, path in paths if path.exists() for row in read_jsonl(path))
+    there = ((source, path) for source, path in paths if path.exists())
+    read = (e for source, path in there for e in each(path, read_jsonl(path), source.convert))
     known = {example.key for example in examples}
-    rest = [e for e in deduplicate(e for e in read if e is not None) if e.key not in known]
+    rest = [e for e in deduplicate(read) if e.key not in known]
     groups = prompt_groups([*examples, *rest])
     closed = {groups[normalise(e.prompt)] for e in examples if e.split != "train"}
     return [e for e in rest if groups[normalise(e.prompt)] not in closed]
@@ -242,9 +243,8 @@ def the_rest(folder: Path, examples: Sequence[Example]) -> list[Example]:
 
 def load_pku(name: str, split: str = "train") -> list[Example]:
     """PKU-SafeRLHF by hub name or local copy: one example per answer, labelled by PKU's people."""
-    from datasets import load_dataset
-
-    return [example for row in load_dataset(name, split=split) for example in from_pku(row)]
+    pairs = each(name, published(name, split), lambda row: list(from_pku(row)))
+    return [example for pair in pairs for example in pair]
 
 
 def from_pku(row: dict[str, Any]) -> Iterator[Example]:
@@ -339,12 +339,12 @@ def write_examples(path: Path, examples: Iterable[Example]) -> None:
 
 def read_examples(folder: Path, *splits: Split) -> list[Example]:
     """Examples that `build` wrote, of the given splits."""
-    examples = []
+    examples: list[Example] = []
     for split in splits:
         path = folder / f"{split}.jsonl"
         if not path.exists():
             raise SystemExit(f"{path} is missing: python -m training.data build --out {folder}")
-        examples += [Example(**row) for row in read_jsonl(path)]
+        examples += each(path, read_jsonl(path), lambda row: checked(Example(**row)))
     return examples
 
 

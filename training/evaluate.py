@@ -44,7 +44,6 @@ from training.metrics import (
 from training.plain_talk import plain_talk
 from training.prefixes import SHARES, caught_by, prefixes
 from training.robustness import OBFUSCATIONS, kept, obfuscated, sample
-from training.runs import ends_in_a_line
 from training.statements import statements
 
 MIN_TAG = 20  # texts of a source or category below which a row of figures says nothing
@@ -268,6 +267,8 @@ def main(args: Args) -> None:
 
 
 if __name__ == "__main__":
+    from training.runs import ends_in_a_line  # its torch is not needed to import what is here
+
     args = tyro.cli(Args)
     with ends_in_a_line("raw scores are kept: the same command goes on from there"):
         main(args)

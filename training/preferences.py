@@ -46,9 +46,9 @@ from training.preference_rows import (
     merge,
     refuses,
 )
+from training.rows import each, published
 
 Row = TypeVar("Row", Preference, Demonstration)
-Made = TypeVar("Made")
 
 __all__ = [
     "Demonstration",
@@ -89,9 +89,7 @@ def load_pairs(source: str) -> list[Preference]:
             for preference in _converted(_file(folder, name), convert)
         ]
     else:
-        from datasets import load_dataset
-
-        rows = list(_each(source, load_dataset(source, split="train"), from_pku))
+        rows = list(each(source, published(source), from_pku))
     return merge(rows)
 
 
@@ -105,24 +103,7 @@ def _file(folder: Path, name: str) -> Path:
 def _converted(
     path: Path, convert: Callable[[dict[str, Any]], Preference | None]
 ) -> Iterator[Preference]:
-    return _each(path, read_jsonl(path), convert)
-
-
-def _each(
-    name: object,
-    rows: Iterable[dict[str, Any]],
-    convert: Callable[[dict[str, Any]], Made | None],
-) -> Iterator[Made]:
-    for number, row in enumerate(rows, 1):
-        try:
-            if not isinstance(row, dict):
-                raise TypeError(f"a {type(row).__name__}, not an object with fields")
-            made = convert(row)
-        except (ValueError, KeyError, TypeError) as error:
-            said = f"no {error}" if isinstance(error, KeyError) else error
-            raise SystemExit(f"{name}:{number}: {said}: mend or remove this row") from error
-        if made is not None:
-            yield made
+    return each(path, read_jsonl(path), convert)
 
 
 # Weak models of AlpacaEval, and sets of answers with tags or role play inside, teach bad habits.
@@ -167,7 +148,7 @@ def _answers(folder: Path, name: str, **more: tuple[type, ...]) -> Iterator[dict
         return row if row["prompt"].strip() and row["response"].strip() else None
 
     path = _file(folder, name)
-    return _each(path, read_jsonl(path), checked)
+    return each(path, read_jsonl(path), checked)
 
 
 def help_pairs(
@@ -268,7 +249,7 @@ def read_pairs(path: Path) -> list[Preference]:
     where it is missing, or names the line that is none."""
     if not path.is_file():
         raise SystemExit(f"{path} is missing: a file of preferences, such as training.on_policy's")
-    return list(_each(path, read_jsonl(path), from_built))
+    return list(each(path, read_jsonl(path), from_built))
 
 
 def read_preferences(folder: Path, *splits: Split) -> list[Preference]:
@@ -289,7 +270,7 @@ def read_shown(path: Path) -> list[Demonstration]:
         raise SystemExit(
             f"{path} is missing: a file of demonstrations: python -m training.everyday"
         )
-    return list(_each(path, read_jsonl(path), demonstration))
+    return list(each(path, read_jsonl(path), demonstration))
 
 
 def report_of(pairs: Sequence[Preference], demonstrations: Sequence[Demonstration]) -> str:

@@ -15,6 +15,7 @@ pytest.importorskip("sklearn")
 pytest.importorskip("tyro")
 
 from guardrail.calibration import fit_platt, risk_controlling_threshold
+from training import calibrate
 from training.calibrate import markdown as calibration_markdown
 from training.evaluation_report import filled, markdown
 from training.metrics import (
@@ -319,3 +320,9 @@ def test_the_calibration_report_is_markdown_and_its_figures_are_json() -> None:
     assert "3 annotated, 2 benign, 4 others for the threshold" in text
     assert "better for ['minor']" in text
     assert "| severe | 0.1 | 3 | needs 22 |" in text
+
+
+@pytest.mark.parametrize("rate", [-1.0, 1.5, float("nan")])
+def test_a_target_that_is_no_share_is_refused(rate: float) -> None:
+    with pytest.raises(SystemExit, match=r"--target-fpr is .*: it has to be from 0 to 1"):
+        calibrate.main(calibrate.Args(target_fpr=rate))

@@ -281,5 +281,38 @@ def test_a_broken_line_is_named_by_file_and_number(tmp_path: Path) -> None:
         read_examples(tmp_path, "train")
 
 
+@pytest.mark.parametrize(
+    ("row", "said"),
+    [
+        ({"text": "p"}, "unexpected keyword argument 'text'"),
+        ({"prompt": "p", "response": None}, "missing 1 required positional argument: 'source'"),
+        ({"prompt": "p", "response": "r", "source": "s", "severity": 9}, "severity is 9, not 0 to"),
+        ({"prompt": "p", "response": 1, "source": "s"}, "its prompt or response is no text"),
+        ({"prompt": "p", "response": "r", "source": "s", "categories": ["x"]}, "which none is"),
+    ],
+)
+def test_a_row_that_is_no_example_is_named_by_file_and_number(
+    tmp_path: Path, row: dict[str, Any], said: str
+) -> None:
+    fine = {"prompt": "p", "response": "r", "source": "s", "severity": 3}
+    (tmp_path / "train.jsonl").write_text(f"{json.dumps(fine)}\n{json.dumps(row)}\n")
+    with pytest.raises(SystemExit, match=rf"train\.jsonl:2: .*{said}.*: mend or remove this row"):
+        read_examples(tmp_path, "train")
+
+
+def test_a_source_that_is_no_data_is_told_in_a_line(tmp_path: Path) -> None:
+    pytest.importorskip("datasets")
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "file").write_text("text")
+    for source in ("empty", "file", "none/at/all"):
+        with pytest.raises(SystemExit, match="neither a folder of the labelled data nor a data se"):
+            build(str(tmp_path / source), tmp_path / "out")
+    other = tmp_path / "other"
+    other.mkdir()
+    (other / "train.jsonl").write_text('{"text": "p"}\n')
+    with pytest.raises(SystemExit, match=r"other:1: no 'is_response_0_safe': mend or remove"):
+        build(str(other), tmp_path / "out")
+
+
 def test_targets_are_float32_for_torch() -> None:
     assert all(part.dtype == np.float32 for part in targets(Example("p", "r", "s", unsafe=True)))
