@@ -7,7 +7,10 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from langchain.agents.middleware import AgentMiddleware, ModelRequest, ModelResponse
 from langchain.agents.structured_output import StructuredOutputValidationError
+from langchain_core.language_models import BaseChatModel, LanguageModelInput
 from langchain_core.messages import AIMessage, BaseMessage
+from langchain_core.runnables import RunnableConfig
+from pydantic import PrivateAttr
 
 from guardrail.errors import GuardrailError
 from guardrail.guard import Guard, as_guard
@@ -26,8 +29,8 @@ class GuardrailMiddleware(AgentMiddleware[Any, Any, Any]):
 
         agent = create_agent(model, tools, middleware=[GuardrailMiddleware(guard=guard)])
 
-    Put it last: a middleware after it could put another model in its place. Then the agent stops
-    with GuardrailError. A middleware with a model of its own (a summariser) takes a
+    Put it last: a middleware after it could put another model or another answer in its place. Then
+    the agent stops with GuardrailError. A middleware with a model of its own (a summariser) takes a
     `GuardedChatModel` where its words may reach the user.
 
     What the user says is judged before the model is called; results of tools are not user text, and
@@ -60,25 +63,59 @@ class GuardrailMiddleware(AgentMiddleware[Any, Any, Any]):
         request: ModelRequest[Any],
         handler: Callable[[ModelRequest[Any]], ModelResponse[Any]],
     ) -> ModelResponse[Any]:
+        model = self._guarded(request.model)
         try:
-            response = handler(self._guarded(request))
+            response = handler(request.override(model=model))
         except StructuredOutputValidationError as error:
             response = _refusal(error)
-        return _judged(response)
+        return _judged(response, model)
 
     async def awrap_model_call(
         self,
         request: ModelRequest[Any],
         handler: Callable[[ModelRequest[Any]], Awaitable[ModelResponse[Any]]],
     ) -> ModelResponse[Any]:
+        model = self._guarded(request.model)
         try:
-            response = await handler(self._guarded(request))
+            response = await handler(request.override(model=model))
         except StructuredOutputValidationError as error:
             response = _refusal(error)
-        return _judged(response)
+        return _judged(response, model)
 
-    def _guarded(self, request: ModelRequest[Any]) -> ModelRequest[Any]:
-        return request.override(model=GuardedChatModel(inner=request.model, **self._options))
+    def _guarded(self, model: BaseChatModel) -> _Remembering:
+        return _Remembering(inner=model, **self._options)
+
+
+class _Remembering(GuardedChatModel):
+    """Knows what it gave, that of its copies (with tools bound) too."""
+
+    _given: set[str] = PrivateAttr(default_factory=set)  # shared with its copies
+
+    def get_name(self, suffix: str | None = None, *, name: str | None = None) -> str:
+        return super().get_name(suffix, name=name or GuardedChatModel.__name__)
+
+    def invoke(
+        self, input: LanguageModelInput, config: RunnableConfig | None = None, **kwargs: Any
+    ) -> AIMessage:
+        message = super().invoke(input, config, **kwargs)
+        self._given.add(_parts(message))
+        return message
+
+    async def ainvoke(
+        self, input: LanguageModelInput, config: RunnableConfig | None = None, **kwargs: Any
+    ) -> AIMessage:
+        message = await super().ainvoke(input, config, **kwargs)
+        self._given.add(_parts(message))
+        return message
+
+    def gave(self, message: AIMessage) -> bool:
+        return _parts(message) in self._given
+
+
+def _parts(message: AIMessage) -> str:
+    """All that a model says in a message; written down, for a message can be edited in place."""
+    calls = (message.tool_calls, message.invalid_tool_calls)
+    return repr((message.content, *calls, message.additional_kwargs))
 
 
 def _refusal(error: StructuredOutputValidationError) -> ModelResponse[Any]:
@@ -88,10 +125,10 @@ def _refusal(error: StructuredOutputValidationError) -> ModelResponse[Any]:
     return ModelResponse(result=[error.ai_message])
 
 
-def _judged(response: ModelResponse[Any]) -> ModelResponse[Any]:
+def _judged(response: ModelResponse[Any], model: _Remembering) -> ModelResponse[Any]:
     messages: Sequence[BaseMessage] = response.result
     for message in messages:
-        if isinstance(message, AIMessage) and "guardrail" not in message.response_metadata:
+        if isinstance(message, AIMessage) and not model.gave(message):
             raise GuardrailError(
                 "an answer did not pass the guard: another middleware replaced the model or the "
                 "answer; put GuardrailMiddleware last in the list of middleware"

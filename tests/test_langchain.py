@@ -16,7 +16,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from langchain.agents import create_agent
-from langchain.agents.middleware import AgentMiddleware
+from langchain.agents.middleware import AgentMiddleware, ModelResponse
 from langchain.agents.structured_output import ProviderStrategy, ToolStrategy
 from langchain_core.callbacks import BaseCallbackHandler, get_usage_metadata_callback
 from langchain_core.language_models import BaseChatModel, GenericFakeChatModel
@@ -934,6 +934,54 @@ def test_a_middleware_that_replaces_the_guarded_model_is_found_out() -> None:
         agent(GOOD, middleware=[Replaces()]).invoke(ASK)
     with pytest.raises(GuardrailError, match="put GuardrailMiddleware last"):
         asyncio.run(agent(GOOD, middleware=[Replaces()]).ainvoke(ASK))
+
+
+class Edits(AgentMiddleware):
+    """Changes the answer of the guarded model: its copy, or itself."""
+
+    def __init__(self, update: dict[str, Any], *, in_place: bool) -> None:
+        super().__init__()
+        self._update, self._in_place = update, in_place
+
+    def _edited(self, response: Any) -> Any:
+        [message] = response.result
+        if not self._in_place:
+            return ModelResponse(result=[message.model_copy(update=self._update)])
+        for name, value in self._update.items():
+            setattr(message, name, value)
+        return response
+
+    def wrap_model_call(self, request: Any, handler: Any) -> Any:
+        return self._edited(handler(request))
+
+    async def awrap_model_call(self, request: Any, handler: Any) -> Any:
+        return self._edited(await handler(request))
+
+
+@pytest.mark.parametrize("in_place", [False, True], ids=["a copy", "in place"])
+@pytest.mark.parametrize(
+    "update",
+    [
+        {"content": "bomb"},
+        {"tool_calls": [{"name": "send", "args": {"text": "bomb"}, "id": "c1"}]},
+        {"additional_kwargs": {"reasoning_content": "bomb"}},
+    ],
+    ids=lambda update: next(iter(update)),
+)
+def test_a_middleware_that_edits_the_guarded_answer_is_found_out(
+    update: dict[str, Any], in_place: bool
+) -> None:
+    edited = agent(GOOD, middleware=[Edits(update, in_place=in_place)])
+    with pytest.raises(GuardrailError, match="put GuardrailMiddleware last"):
+        edited.invoke(ASK)
+    edited = agent(GOOD, middleware=[Edits(update, in_place=in_place)])
+    with pytest.raises(GuardrailError, match="put GuardrailMiddleware last"):
+        asyncio.run(edited.ainvoke(ASK))
+
+
+def test_a_middleware_after_the_guard_may_name_the_answer() -> None:
+    named = agent(GOOD, middleware=[Edits({"name": "kim"}, in_place=False)])
+    assert named.invoke(ASK)["messages"][-1].content == GOOD
 
 
 def test_a_middleware_before_the_guard_may_replace_the_model() -> None:
