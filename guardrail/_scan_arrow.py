@@ -105,8 +105,12 @@ class Arrow:
         """Raises ScanUsageError for columns that Arrow has and Parquet has not, such as unions."""
         arrow = require("pyarrow", extra="scan")
         parquet = require("pyarrow.parquet", extra="scan")
+        schema = self._written()
         try:
-            parquet.ParquetWriter(arrow.BufferOutputStream(), self._written()).close()
+            parquet.ParquetWriter(arrow.BufferOutputStream(), schema).close()
+            for field in schema:  # the writer above takes these, and gives up at their first row
+                if _nests_in_dictionary(field.type):
+                    raise ValueError(f"{field.name!r}, a dictionary of values with fields or lists")
         except (ValueError, NotImplementedError) as error:
             raise ScanUsageError(
                 f"{self.files[0]}: the output is Parquet, which cannot hold its columns: {error}"
@@ -195,6 +199,13 @@ def _storable(type_: Any) -> Any:
     if not arrow.types.is_dictionary(type_):
         return type_
     return arrow.dictionary(arrow.int32(), type_.value_type, type_.ordered)
+
+
+def _nests_in_dictionary(type_: Any) -> bool:
+    types = require("pyarrow", extra="scan").types
+    if types.is_dictionary(type_):
+        return bool(types.is_nested(type_.value_type) or types.is_dictionary(type_.value_type))
+    return any(_nests_in_dictionary(type_.field(n).type) for n in range(type_.num_fields))
 
 
 def _stored(column: Any) -> Any:

@@ -132,6 +132,8 @@ def _in_folder(folder: Path, config: str | None, split: str | None) -> list[Path
     if (folder / "state.json").is_file():  # Dataset.save_to_disk
         named = _json(folder / "state.json").get("_data_files", [])
         files = [_file(folder / entry["filename"]) for entry in named]
+        if not files:  # so `datasets` saves what has no rows
+            raise ScanUsageError(f"{folder}: a saved data set without rows: nothing to scan")
     else:
         files = _by_name(folder, config, split)
     if not files:

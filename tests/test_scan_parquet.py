@@ -153,6 +153,40 @@ def test_arrow_columns_that_parquet_has_not_are_told_before_a_row_is_judged(tmp_
     assert [path.name for path in tmp_path.iterdir()] == ["in.arrow"]
 
 
+@pytest.mark.parametrize("inside", ["column", "list", "struct"])
+def test_a_dictionary_of_structs_is_told_before_a_row_is_judged(
+    inside: str, tmp_path: Path
+) -> None:
+    arrow = pytest.importorskip("pyarrow")
+    values = arrow.array([{"a": 1}])
+    column: Any = arrow.DictionaryArray.from_arrays(arrow.array([0], arrow.int8()), values)
+    if inside == "list":
+        column = arrow.ListArray.from_arrays([0, 1], column)
+    if inside == "struct":
+        column = arrow.StructArray.from_arrays([column], ["of"])
+    table = arrow.table({"prompt": ["hello"], "other": column})
+    source = arrow_stream(tmp_path / "in.arrow", table)
+    with pytest.raises(ScanUsageError, match=r"cannot hold its columns: 'other', a dictionary of"):
+        scan(source, tmp_path / "out.parquet")
+    assert [path.name for path in tmp_path.iterdir()] == ["in.arrow"]
+
+
+def test_the_types_that_parquet_lacks_become_what_the_documentation_says(tmp_path: Path) -> None:
+    arrow, parquet = pytest.importorskip("pyarrow"), pytest.importorskip("pyarrow.parquet")
+    numbers = arrow.array([7]).dictionary_encode()
+    columns = {
+        "time": arrow.array([1], arrow.int32()).cast(arrow.time32("s")),
+        "date": arrow.array([86_400_000], arrow.int64()).cast(arrow.date64()),
+        "at": arrow.array([1], arrow.timestamp("s")),
+        "number": numbers,
+    }
+    source = arrow_stream(tmp_path / "in.arrow", arrow.table({"prompt": ["hello"], **columns}))
+    scan(source, tmp_path / "out.parquet")
+    schema = parquet.read_schema(tmp_path / "out.parquet")
+    became = [str(schema.field(name).type) for name in columns]
+    assert became == ["time32[ms]", "date32[day]", "timestamp[ms]", "int64"]
+
+
 def test_an_arrow_value_that_parquet_cannot_hold_is_told(tmp_path: Path) -> None:
     arrow = pytest.importorskip("pyarrow")
     times = arrow.array([2**62], arrow.timestamp("s"))  # Parquet has milliseconds, at most

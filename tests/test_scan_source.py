@@ -119,6 +119,17 @@ def test_what_save_to_disk_wrote_is_scanned(kind: str, tmp_path: Path) -> None:
     assert again.column_names[-2:] == ["guardrail", "error"]
 
 
+@pytest.mark.parametrize("kind", ["Dataset", "DatasetDict"])
+def test_a_saved_data_set_without_rows_is_told_as_one(kind: str, tmp_path: Path) -> None:
+    datasets = pytest.importorskip("datasets")
+    saved: Any = datasets.Dataset.from_dict({"prompt": []})
+    if kind == "DatasetDict":
+        saved = datasets.DatasetDict({"train": saved})
+    saved.save_to_disk(str(tmp_path / "saved"))
+    with pytest.raises(ScanUsageError, match="a saved data set without rows: nothing to scan"):
+        open_source(str(tmp_path / "saved"))
+
+
 # --- the Hub -------------------------------------------------------------------------------------
 
 REPO = "PKU-Alignment/PKU-SafeRLHF"
