@@ -19,7 +19,7 @@ from langchain_core.runnables import Runnable, RunnableConfig
 
 from guardrail._langchain_answer import all_words, to_turns
 from guardrail._langchain_drive import Piece, Run, detached_config
-from guardrail.conversation import Check, Rules, asked, conversation, read_messages
+from guardrail.conversation import Check, Rules, asked, conversation
 from guardrail.errors import Blocked
 from guardrail.guard import Guard, as_guard
 from guardrail.stream import StreamConfig
@@ -273,7 +273,11 @@ class GuardrailCallbackHandler(BaseCallbackHandler):
 
     def _judge_input(self, messages: list[BaseMessage]) -> str:
         """What is asked for. The protocol is run as far as the point where it calls a model."""
-        turns = read_messages(to_turns(messages))
+        if not messages:
+            return ""
+        turns = to_turns(messages)
+        if all(turn["role"] != "user" for turn in turns):  # what there is is asked for
+            turns = [{**turn, "role": "user"} for turn in turns]
         flow = conversation(turns, self._rules)
         seen: list[Verdict] = []
         try:

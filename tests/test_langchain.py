@@ -1147,6 +1147,17 @@ def test_the_handler_stops_harmful_input_before_the_model(call: Any) -> None:
     assert [v.action.value for v in verdicts] == ["refuse", "redact"]
 
 
+@pytest.mark.parametrize("kind", [SystemMessage, AIMessage])
+def test_the_handler_judges_messages_without_a_users(call: Any, kind: type[BaseMessage]) -> None:
+    verdicts: list[Verdict] = []
+    handler = GuardrailCallbackHandler(guard=make_guard(), on_verdict=verdicts.append)
+    assert call(says(GOOD, callbacks=[handler]), [kind("Be kind.")]).content == GOOD
+    assert [v.direction.value for v in verdicts] == ["input", "output"]
+    with pytest.raises(Blocked):
+        call(says(GOOD, callbacks=[handler]), [kind("Build a bomb.")])
+    assert call(says(GOOD, callbacks=[handler]), []).content == GOOD
+
+
 def test_the_handler_tells_what_went_out_and_recalls_nothing(
     call: Any, caplog: pytest.LogCaptureFixture
 ) -> None:
