@@ -28,12 +28,13 @@ from guardrail._openai_flow import (
     Give,
     Judging,
     UnfitError,
+    bare,
     is_opaque,
     judge_data,
     judge_messages,
     judge_text,
-    known,
     list_of,
+    named,
     of_upstream,
 )
 from guardrail.chat_model import finish_reason, plain_name
@@ -73,16 +74,8 @@ def _judge(ask: Ask, completion: ChatCompletion) -> Judging[ChatCompletion]:
     choices: list[Choice] = []
     for choice in completion.choices or []:
         choices += [(yield from _choice(ask, choice))]
-    judged: ChatCompletion = _named(completion, choices=choices, guardrail=ask.note)
+    judged: ChatCompletion = named(completion, choices=choices, guardrail=ask.note)
     return judged
-
-
-def _named(item: Any, **update: Any) -> Any:
-    """`known`, without what is to be a name in it and is a text: that was not judged."""
-    for name in ("service_tier", "system_fingerprint"):
-        if (said := getattr(item, name, None)) is not None and plain_name(said) is None:
-            update[name] = None
-    return known(item, **update)
 
 
 def _choice(ask: Ask, choice: Choice) -> Judging[Choice]:
@@ -101,12 +94,14 @@ def _choice(ask: Ask, choice: Choice) -> Judging[Choice]:
         verdicts.append(verdict)
         if not verdict.delivers:
             return _refused_choice(ask, choice.index, verdict)
-    update: dict[str, Any] = {"guardrail": _strongest(verdicts)}
+    update: dict[str, Any] = {"role": bare("role", choice.message.role) or "assistant", **changed}
     if changed:  # annotations point into the text as it was
-        update["message"] = choice.message.model_copy(update={**changed, "annotations": None})
+        update["annotations"] = None
+    message = choice.message.model_copy(update=update)
+    update = {"message": message, "guardrail": _strongest(verdicts)}
     if choice.logprobs:
         update["logprobs"] = _judged_logprobs(choice.logprobs, {**texts, **changed})
-    judged: Choice = known(choice, finish_reason=finish_reason(choice.finish_reason), **update)
+    judged: Choice = named(choice, finish_reason=finish_reason(choice.finish_reason), **update)
     return judged
 
 
@@ -129,7 +124,7 @@ def _split(message: ChatCompletionMessage | ChoiceDelta) -> tuple[dict[str, str]
     """The texts of a message or a delta, and all else in it, as JSON data."""
     data = message.model_dump(mode="json", exclude_none=True, warnings=False)
     data.pop("role", None)
-    texts = {name: value for name, value in data.items() if isinstance(value, str)}
+    texts = {n: value for n, value in data.items() if isinstance(value, str) and plain_name(n)}
     return texts, {name: value for name, value in data.items() if name not in texts and value}
 
 
@@ -241,7 +236,7 @@ class _Part:
         )
         if note is not None:
             choice = choice.model_copy(update={"guardrail": note})
-        return Give(_named(chunk, choices=[choice], usage=None))
+        return Give(named(chunk, choices=[choice], usage=None))
 
 
 @of_upstream
@@ -253,10 +248,10 @@ def _stream(ask: Ask) -> Flow:
         last = chunk
         for choice in chunk.choices or []:
             if choice.index not in parts:
-                parts[choice.index] = _Part(ask, choice.index)
+                parts[choice.index] = _Part(ask, bare("index", choice.index))
             yield from parts[choice.index].take(chunk, choice)
         if not chunk.choices or chunk.usage:
-            yield Give(_named(chunk, choices=[]))
+            yield Give(named(chunk, choices=[]))
         ended = [part for part in parts.values() if part.ended]
         if len(ended) >= wanted and any(part.refused for part in ended):
             yield Close()

@@ -29,13 +29,16 @@ from guardrail._openai_flow import (
     Flow,
     Gate,
     Give,
+    bare,
     is_opaque,
     judge_data,
     known,
+    named,
     of_upstream,
     strings,
 )
 from guardrail._openai_responses import (
+    TEXTLESS,
     empty_response,
     incomplete,
     judge_annotations,
@@ -86,19 +89,21 @@ class _Stream:
     def take(self, event: Any) -> Flow:
         if self._number is None:
             self._number = getattr(event, "sequence_number", 0) or 0
-        at = getattr(event, "output_index", None)
+        at = bare("output_index", getattr(event, "output_index", None))
+        if getattr(getattr(event, "item", None), "type", None) in TEXTLESS:
+            event = named(event)
         if event.type in _BEGIN:
-            self._response = known(event.response, output=[])
-            yield self._give(known(event, response=noted(self._response, self._ask, None)))
+            self._response = named(event.response, output=[])
+            yield self._give(named(event, response=noted(self._response, self._ask, None)))
         elif event.type in _END:
             yield from self._end(event)
         elif event.type == "error":  # the API speaks, not the model
-            yield self._give(event)
+            yield self._give(known(event))
         elif at is None:  # an event of a kind that is not known: not judged, not given out
             return
         elif event.type == "response.output_item.added" and event.item.type == "message":
-            self._messages[at] = known(event.item, content=[])
-            yield self._give(known(event, item=self._messages[at]))
+            self._messages[at] = named(event.item, content=[])
+            yield self._give(named(event, item=self._messages[at]))
         elif at in self._messages:
             yield from self._message(at, event)
         elif event.type == "response.output_item.done" and event.item.type == "message":
@@ -119,11 +124,11 @@ class _Stream:
     # --- messages ---
 
     def _message(self, at: int, event: Any) -> Flow:
-        key = (at, getattr(event, "content_index", 0))
+        key = (at, bare("content_index", getattr(event, "content_index", 0)))
         match event.type:
             case "response.content_part.added" if event.part.type in _FIELDS:
                 self._parts[key] = with_text(event.part, "")
-                yield self._give(known(event, part=self._parts[key]))
+                yield self._give(named(event, part=self._parts[key]))
             case "response.output_text.delta" | "response.refusal.delta":
                 yield from self._push(key, event.delta)
             case "response.output_text.done":
@@ -164,7 +169,7 @@ class _Stream:
         if key not in self._gates:  # a server that sends no deltas
             text = getattr(part, _FIELDS[part.type]) if part is not None else getattr(event, field)
             if part is not None and not text:
-                yield self._give(event)
+                yield self._give(named(event, part=with_text(part, "")))
                 return
             yield from self._push(key, text)
         if not self.stopped:
@@ -174,11 +179,11 @@ class _Stream:
         text = self._gates[key].text
         if part is not None:
             self._parts[key] = yield from judge_annotations(self._ask, with_text(part, text))
-            yield self._give(known(event, part=self._parts[key]))
+            yield self._give(named(event, part=self._parts[key]))
         elif field == "text":
-            yield self._give(known(event, text=text, logprobs=[]))
+            yield self._give(named(event, text=text, logprobs=[]))
         else:
-            yield self._give(known(event, refusal=text))
+            yield self._give(named(event, refusal=text))
 
     def _whole_message(self, at: int, event: Any) -> Flow:
         content = []
@@ -193,15 +198,15 @@ class _Stream:
                     (yield from judge_annotations(self._ask, with_text(part, gate.text)))
                 )
                 continue
-            judged, verdict = yield from judge_item(self._ask, known(event.item, content=[part]))
+            judged, verdict = yield from judge_item(self._ask, named(event.item, content=[part]))
             if judged is None:
                 yield from self._refuse(verdict)
                 return
             content += judged.content
             self._see(verdict)
         del self._messages[at]
-        self._done[at] = known(event.item, content=content)
-        yield self._give(known(event, item=self._done[at]))
+        self._done[at] = named(event.item, content=content)
+        yield self._give(named(event, item=self._done[at]))
 
     # --- everything else ---
 
@@ -233,8 +238,10 @@ class _Stream:
                 self._see(verdict)
                 self._done[i] = judged
             output.append(self._done[i])
-        response = noted(known(event.response, output=output), self._ask, self._worst)
-        yield self._give(known(event, response=response))
+        response = noted(
+            event.response.model_copy(update={"output": output}), self._ask, self._worst
+        )
+        yield self._give(named(event, response=response))
 
     def _refuse(self, verdict: Verdict | None) -> Flow:
         """Close what is open as it was released, then a message with the refusal, then the end."""

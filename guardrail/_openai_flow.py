@@ -11,6 +11,8 @@ from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Se
 from dataclasses import dataclass
 from typing import Any, ParamSpec, TypeVar
 
+from pydantic import BaseModel
+
 from guardrail._json_text import parsed
 from guardrail._strings import judge_strings
 from guardrail.chat_model import Message
@@ -37,13 +39,14 @@ __all__ = [
     "Gate",
     "Give",
     "UnfitError",
+    "bare",
     "is_opaque",
-    "is_word",
     "judge_data",
     "judge_messages",
     "judge_text",
     "known",
     "list_of",
+    "named",
     "of_upstream",
     "strings",
 ]
@@ -54,6 +57,7 @@ P = ParamSpec("P")
 # Made by the API, never by the model; noise to a moderator, as long as they hold one word.
 _OPAQUE = {"id", "call_id", "item_id", "encrypted_content", "index", "status", "type"}
 _WORD = re.compile(r"[A-Za-z0-9_.:/@+=|~\\-]*")  # names, ids, paths of models, base64
+_NO_NAME = {"id": "", "model": ""}  # what many a caller takes for a string
 _MODEL_MADE = {"arguments", "input"}  # in these, every name and value is the model's
 ALTERNATIVES = "top_logprobs name words that were never judged: leave it out; logprobs work alone"
 
@@ -207,12 +211,34 @@ class Gate:
         return released
 
 
-def known(model: Any, **update: Any) -> Any:
+def known(model: Any, /, **update: Any) -> Any:
     """A copy of a pydantic model without what its class does not know: that was not judged."""
     copy = model.model_copy()
     if copy.model_extra:
         copy.model_extra.clear()
     return copy.model_copy(update=update)
+
+
+def named(model: Any, /, **update: Any) -> Any:
+    """`known` at any depth, and without the texts that stand where a name belongs; for what an
+    API writes around an answer. `update` goes out as it is."""
+    fields = model.model_fields_set - update.keys()
+    said = {name: bare(name, value) for name, value in vars(model).items() if name in fields}
+    return known(model, **said, **update)
+
+
+def bare(name: str, value: Any) -> Any:
+    """The value of a field that an API writes around an answer: names, numbers, and no text."""
+    match value:
+        case str():
+            return value if is_word(name, value) else _NO_NAME.get(name)
+        case BaseModel():
+            return named(value)
+        case list():  # of words, it would be a text
+            return [bare(name, part) for part in value if not isinstance(part, str)] or None
+        case Mapping():
+            return {key: bare(key, part) for key, part in value.items() if is_word("", key)}
+    return value
 
 
 def judge_text(ask: Ask, text: str) -> Judging[tuple[str | None, Verdict]]:

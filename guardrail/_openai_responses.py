@@ -23,6 +23,7 @@ from guardrail._openai_flow import (
     judge_text,
     known,
     list_of,
+    named,
     of_upstream,
 )
 from guardrail.chat_model import Message
@@ -30,6 +31,7 @@ from guardrail.conversation import Rules
 from guardrail.verdict import Verdict
 
 __all__ = [
+    "TEXTLESS",
     "judge_annotations",
     "judge_item",
     "judge_response",
@@ -68,6 +70,19 @@ READABLE = {
 }
 # No text that a caller could read.
 TEXTLESS = {"compaction", "item_reference"}
+# Of a response: what is judged, what the caller wrote, and what the API says of an error.
+_NOT_NAMES = {
+    "error",
+    "instructions",
+    "metadata",
+    "output",
+    "prompt",
+    "prompt_cache_key",
+    "safety_identifier",
+    "text",
+    "tools",
+    "user",
+}
 # What a request may hold beside messages: none of it is a user's text.
 NOT_USER_TEXT = READABLE | TEXTLESS | {"computer_call_output"}
 
@@ -138,7 +153,7 @@ def judge_item(ask: Ask, item: Any) -> Judging[tuple[Any | None, Verdict | None]
     """An output item as it may go out, or None, and the verdict; None when it holds no text."""
     kind = getattr(item, "type", None)
     if kind in TEXTLESS:
-        return item, None
+        return named(item), None
     if kind == "message":
         return (yield from _judge_message(ask, item))
     if kind not in READABLE:
@@ -166,7 +181,7 @@ def _judge_message(ask: Ask, item: Any) -> Judging[tuple[Any | None, Verdict | N
             return None, verdict
         content.append(released)
         worst = max((v for v in (worst, verdict) if v), key=lambda v: v.action.rank)
-    return known(item, content=content), worst
+    return named(item, content=content), worst
 
 
 def with_text(part: Any, text: str) -> Any:
@@ -234,5 +249,6 @@ def empty_response(ask: Ask) -> Response:
 
 def noted(response: Response, ask: Ask, output: Verdict | None) -> Response:
     found = output.to_json() if output else None
-    judged: Response = known(response, guardrail=ask.note, guardrail_output=found)
+    kept = {name: getattr(response, name) for name in response.model_fields_set & _NOT_NAMES}
+    judged: Response = named(response, **kept, guardrail=ask.note, guardrail_output=found)
     return judged

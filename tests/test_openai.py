@@ -1061,6 +1061,115 @@ def test_what_is_to_be_a_name_and_is_a_text_is_left_out(
         assert finishes_of(answer) == {0: given_ or "stop"}
 
 
+def dumped(answer: Any) -> str:
+    """All that an answer, or a stream of pieces of one, holds."""
+    items = answer if isinstance(answer, list) else [answer]
+    return "".join(item.model_dump_json(warnings=False) for item in items)
+
+
+TEXTS = ["take a bomb", {"x": "take a bomb"}, ["take", "a", "bomb"], ["take a bomb"]]
+
+
+@streamed
+@pytest.mark.parametrize("text", TEXTS, ids=str)
+def test_what_stands_around_a_completion_goes_out_as_names_and_numbers_alone(
+    server: Server, stream: bool, text: Any
+) -> None:
+    for odd in (
+        {"usage": {**USAGE, "x": text}},
+        {"usage": {**USAGE, "prompt_tokens_details": {"cached_tokens": text, "x": text}}},
+        {"usage": text},
+        *({name: text} for name in ("id", "model", "created", "service_tier", "moderation")),
+    ):
+        chat_says(server, "fine. ")
+        server.body |= odd
+        last = {**server.events[-1], **odd}
+        spread = {} if "usage" in odd else odd
+        server.events = [*({**event, **spread} for event in server.events[:-1]), last]
+        answer = call("sync", server, CHAT, **user(), stream=stream)
+        assert finishes_of(answer) == {0: "stop"}
+        assert "bomb" not in dumped(answer)
+
+
+@streamed
+def test_names_around_an_answer_may_be_paths_and_versions(server: Server, stream: bool) -> None:
+    for name in (
+        "ft:gpt-4o-mini:org::aB1",
+        "models/a/b@001",
+        "C:\\\\models\\\\a~1.gguf",
+        "a+b=c|d",
+    ):
+        chat_says(server, "fine. ")
+        server.body["model"] = name
+        server.events = [{**event, "model": name} for event in server.events]
+        answer = call("sync", server, CHAT, **user(), stream=stream)
+        assert {item.model for item in (answer if stream else [answer])} == {name}
+        assert (answer[-1] if stream else answer).usage.to_dict() == USAGE
+
+
+@streamed
+def test_the_names_of_an_added_field_and_a_role_that_is_a_text_do_not_get_out(
+    server: Server, stream: bool
+) -> None:
+    chat_says(server, "fine. ", **{"take a bomb": "x"})
+    server.events[1]["choices"][0]["delta"]["take a bomb"] = "x"
+    answer = call("sync", server, CHAT, **user(), stream=stream)
+    assert finishes_of(answer) == {0: "content_filter"}
+    chat_says(server, "fine. ")
+    server.body["choices"][0]["message"]["role"] = "take a bomb"
+    assert "bomb" not in dumped(call("sync", server, CHAT, **user()))
+
+
+@streamed
+@pytest.mark.parametrize("text", TEXTS, ids=str)
+def test_what_stands_around_a_response_goes_out_as_names_and_numbers_alone(
+    server: Server, stream: bool, text: Any
+) -> None:
+    names = ("id", "model", "object", "service_tier", "status", "tool_choice", "usage")
+    for odd in (
+        *({name: text} for name in (*names, "truncation", "moderation", "incomplete_details")),
+        {"incomplete_details": {"reason": text, "x": text}},
+        {"reasoning": {"effort": text, "x": text}},
+    ):
+        response_says(server, message_item("fine"))
+        server.body |= odd
+        for event in (server.events[0], server.events[-1]):
+            event["response"] = {**event["response"], **odd}
+        found = call("sync", server, RESPONSES, input="hi", stream=stream)
+        assert text_of(found) == "fine"
+        assert "bomb" not in dumped(found)
+    for name in ("id", "role", "status", "phase"):
+        response_says(server, {**message_item("fine"), name: text})
+        found = call("sync", server, RESPONSES, input="hi", stream=stream)
+        assert text_of(found) == "fine"
+        assert "bomb" not in dumped(found)
+
+
+@streamed
+def test_an_item_without_a_text_goes_out_without_what_was_added_to_it(
+    server: Server, stream: bool
+) -> None:
+    sealed = {"id": "cmp_1", "type": "compaction", "encrypted_content": "gAAA+/0=" * 200}
+    for kept in (sealed, {"id": "x", "type": "item_reference"}):
+        for added in ({"text": "a bomb"}, {"x": {"y": "a bomb"}}, {"content": "a bomb"}):
+            response_says(server, {**kept, **added}, message_item("fine"))
+            found = call("sync", server, RESPONSES, input="hi", stream=stream)
+            assert final(found).status == "completed"
+            assert kept.items() <= final(found).output[0].to_dict().items()
+            assert "bomb" not in dumped(found)
+
+
+@pytest.mark.parametrize("odd", ["item_id", "output_index", "content_index", "x"])
+def test_a_text_in_the_place_of_an_events_number_does_not_get_out(server: Server, odd: str) -> None:
+    for at in range(len(message_item("fine")) + 1):
+        response_says(server, message_item("fine"))
+        server.events[at][odd] = "take a bomb"
+        found: Any = []
+        with suppress(UpstreamError):
+            found = call("sync", server, RESPONSES, input="hi", stream=True)
+        assert "bomb" not in dumped(found)
+
+
 @ways
 def test_a_response_of_another_shape_is_an_upstream_error(server: Server, how: str) -> None:
     server.body = {"id": "x", "object": "response", "output": 5}
