@@ -68,6 +68,20 @@ READABLE = {
     "tool_search_output",
     "web_search_call",
 }
+# What in them cannot be: a drawing of the code interpreter, a picture or a file of a tool.
+UNREADABLE = {
+    "audio",
+    "computer_screenshot",
+    "image",
+    "image_url",
+    "input_audio",
+    "input_file",
+    "input_image",
+    "input_video",
+    "output_audio",
+    "output_image",
+    "video",
+}
 # No text that a caller could read.
 TEXTLESS = {"compaction", "item_reference"}
 # Of a response: what is judged, what the caller wrote, and what the API says of an error.
@@ -160,8 +174,22 @@ def judge_item(ask: Ask, item: Any) -> Judging[tuple[Any | None, Verdict | None]
         verdict = ask.unjudged(f"an output item of type {kind!r}")
     else:
         data = item.model_dump(mode="json", exclude_none=True, warnings=False)
-        verdict = yield from judge_data(ask, data)
+        inner = next(iter(_kinds(data) & UNREADABLE), None)
+        if inner is None:
+            verdict = yield from judge_data(ask, data)
+        else:
+            verdict = ask.unjudged(f"the {inner!r} in an output item of type {kind!r}")
     return (item if verdict.delivers else None), verdict
+
+
+def _kinds(value: Any) -> set[str]:
+    """The types of all parts of JSON data."""
+    if isinstance(value, list):
+        return set().union(*map(_kinds, value))
+    if not isinstance(value, Mapping):
+        return set()
+    said = value.get("type")
+    return {said if isinstance(said, str) else ""}.union(*map(_kinds, value.values()))
 
 
 def _judge_message(ask: Ask, item: Any) -> Judging[tuple[Any | None, Verdict | None]]:

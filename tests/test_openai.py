@@ -628,6 +628,43 @@ def test_reasoning_is_judged_and_an_unknown_item_fails_closed(
         assert not any(part in str(found) for part in ("bomb", "of the thing", "QUJD"))
 
 
+@streamed
+@pytest.mark.parametrize(
+    "odd",
+    [
+        {
+            "type": "code_interpreter_call",
+            "outputs": [{"type": "image", "url": "http://x/PICTURE"}],
+        },
+        {
+            "type": "custom_tool_call_output",
+            "output": [{"type": "input_image", "image_url": "PICTURE"}],
+        },
+        {
+            "type": "function_call_output",
+            "output": [{"type": "input_file", "file_data": "PICTURE"}],
+        },
+        {
+            "type": "shell_call_output",
+            "output": {"content": {"type": "computer_screenshot", "image_url": "PICTURE"}},
+        },
+    ],
+    ids=lambda odd: str(odd["type"]),
+)
+def test_a_picture_inside_an_item_of_text_follows_on_error(
+    server: Server, stream: bool, odd: dict[str, Any]
+) -> None:
+    item = {"id": "x", "call_id": "c", "container_id": "c", "code": "plot()", **odd}
+    for policy, status in (("balanced", "incomplete"), ("audit-only", "completed")):
+        response_says(server, item, message_item("fine"))
+        found = call("sync", server, RESPONSES, make_guard(policy), input="hi", stream=stream)
+        assert final(found).status == status
+        assert ("PICTURE" in dumped(found)) == (status == "completed")
+    logs = [{"type": "logs", "logs": "a plot"}]
+    response_says(server, {**item, "type": "code_interpreter_call", "outputs": logs, "output": ""})
+    assert final(call("sync", server, RESPONSES, input="hi", stream=stream)).status == "completed"
+
+
 @ways
 @streamed
 def test_a_text_in_place_of_an_id_or_a_kind_is_judged(
