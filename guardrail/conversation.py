@@ -38,6 +38,7 @@ __all__ = [
     "Step",
     "asked",
     "conversation",
+    "is_text_part",
     "judge_input",
     "message_text",
     "read_messages",
@@ -349,10 +350,10 @@ def message_text(message: Message) -> str:
     content = message.get("content")
     if content is None or isinstance(content, str):
         return content or ""
-    return "\n".join(part["text"] for part in content if _is_text(part))
+    return "\n".join(part["text"] for part in content if is_text_part(part))
 
 
-def _is_text(part: Any) -> bool:
+def is_text_part(part: Any) -> bool:
     return (
         isinstance(part, dict)
         and part.get("type") in ("text", "input_text")
@@ -365,7 +366,7 @@ def _not_text(messages: Sequence[Message]) -> str | None:
     for i, message in enumerate(messages):
         content = message.get("content")
         for part in content if isinstance(content, list) else []:
-            if not _is_text(part):
+            if not is_text_part(part):
                 kind = part.get("type") if isinstance(part, dict) else type(part).__name__
                 return f"only text can be judged, and message {i} holds a part of type {kind!r}"
     return None

@@ -26,7 +26,7 @@ from tokenizers import Tokenizer
 from guardrail._files import MISSHAPEN, sha256_of, verify_file, write_json
 from guardrail._onnx import Device, Session
 from guardrail.chat_model import Message, Reply, as_chat_model
-from guardrail.conversation import _is_text, message_text, read_messages
+from guardrail.conversation import is_text_part, message_text, read_messages
 from guardrail.errors import ArtifactError, UpstreamError
 
 __all__ = ["ChatEncoder", "ChatFormat", "OnnxChat", "PolicyManifest", "read_policy_manifest"]
@@ -282,7 +282,7 @@ def _read(messages: str | Sequence[Message]) -> list[Message]:
     for i, message in enumerate(found):
         content = message.get("content")
         for part in content if isinstance(content, list) else []:
-            if not _is_text(part):
+            if not is_text_part(part):
                 kind = part.get("type") if isinstance(part, Mapping) else type(part).__name__
                 raise ValueError(
                     f"message {i} holds a part of type {kind!r}, and this model reads only text: "
