@@ -59,6 +59,14 @@ def test_an_error_of_the_sdk_is_a_line() -> None:
         raise ModerationError("bag: gave\nno number")
 
 
+def test_an_error_of_a_file_is_a_line(tmp_path: Path) -> None:
+    with (
+        pytest.raises(SystemExit, match=r"No such file or directory: .*missing'$"),
+        ends_in_a_line("nothing is kept"),
+    ):
+        (tmp_path / "missing").read_text()
+
+
 @pytest.mark.filterwarnings("ignore:.*found in sys.modules")
 @pytest.mark.parametrize(
     ("recipe", "says"),
