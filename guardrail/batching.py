@@ -21,6 +21,7 @@ import weakref
 from collections.abc import Mapping, Sequence
 from concurrent import futures
 from itertools import accumulate, count
+from numbers import Integral
 from types import TracebackType
 
 from guardrail._batching_calls import Call, Job, Settled, settle, size_of
@@ -69,6 +70,11 @@ class Batcher:
         max_pending: int = 1024,
         latency: float = 0.1,
     ) -> None:
+        if missing := [n for n in ("assess", "id", "thresholds") if not hasattr(moderator, n)]:
+            raise ValueError(
+                f"{type(moderator).__name__} is no moderator, it has no {missing[0]!r}: give one "
+                "as OnnxModerator(), and the batcher to the guard, as in Guard(Batcher(moderator))"
+            )
         device = getattr(moderator, "device", None)
         self.moderator = moderator
         self._name = moderator.id
@@ -77,9 +83,12 @@ class Batcher:
         self.max_pending = max_pending
         self._latency = latency
         for name in ("workers", "max_batch", "max_pending"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name}={getattr(self, name)!r} must be at least 1")
-        if not latency >= 0:
+            value = getattr(self, name)
+            if isinstance(value, bool) or not isinstance(value, Integral):
+                raise ValueError(f"{name}={value!r} must be a whole number")
+            if value < 1:
+                raise ValueError(f"{name}={value!r} must be at least 1")
+        if isinstance(latency, bool) or not isinstance(latency, int | float) or not latency >= 0:
             raise ValueError(f"latency={latency!r} must be 0 seconds or more")
         self._cost = Cost()
         self._closed = False
@@ -174,10 +183,13 @@ class Batcher:
     def close(self, timeout: float | None = None) -> None:
         """Take nothing more, and wait until all that was taken is judged; what is not after
         `timeout` seconds fails with ModerationError, and is judged no further where the moderator
-        can stop, as `OnnxModerator` does. May be called again."""
+        can stop, as `OnnxModerator` does. May be called again. From a callback of a future that a
+        worker settles it does not wait: what is left is that worker's to judge."""
         with self._lock:
             self._closed = True
             self._wake.notify_all()
+            if threading.current_thread() in self._threads:
+                return
             self._drained.wait_for(lambda: not (self._queue or self._running), timeout)
             jobs = [*self._running, *(job for _, _, job in self._queue)]
             left = {job.call for job in jobs if not job.call.done}

@@ -177,6 +177,26 @@ def test_a_bound_that_lets_nothing_through_is_refused(wrong: str) -> None:
         Batcher(FakeModerator(WORDS), latency=-1)
 
 
+@pytest.mark.parametrize("value", ["2", 1.5, True, [1]], ids=repr)
+@pytest.mark.parametrize("name", ["workers", "max_batch", "max_pending"])
+def test_a_bound_that_is_no_whole_number_is_refused(name: str, value: Any) -> None:
+    wrong: dict[str, Any] = {name: value}
+    with pytest.raises(ValueError, match=rf"^{name}=.* must be a whole number$"):
+        Batcher(FakeModerator(WORDS), **wrong)
+
+
+@pytest.mark.parametrize("value", ["x", None, True, float("nan")], ids=repr)
+def test_a_latency_that_is_no_number_is_refused(value: Any) -> None:
+    with pytest.raises(ValueError, match=r"^latency=.* must be 0 seconds or more$"):
+        Batcher(FakeModerator(WORDS), latency=value)
+
+
+@pytest.mark.parametrize("wrong", [object(), None, Guard(FakeModerator(WORDS))], ids=type)
+def test_what_is_no_moderator_is_refused_with_what_to_give(wrong: Any) -> None:
+    with pytest.raises(ValueError, match=r"no moderator.*Guard\(Batcher\(moderator\)\)$"):
+        Batcher(wrong)
+
+
 # --- cancelling ----------------------------------------------------------------------------------
 
 

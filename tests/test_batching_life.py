@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import gc
+import threading
 import weakref
 
 import pytest
-from batching_kit import ENDLESS, WORDS, Counting, Held, seen, text, until
+from batching_kit import ENDLESS, PATIENCE, WORDS, Counting, Held, seen, text, until
 from fresh_kit import forks, run_fresh
 
 from guardrail import batching
@@ -41,6 +42,23 @@ def test_closing_does_not_wait_longer_than_told_for_a_moderator_that_hangs(
     held.let()  # it comes back after all: its late answer must not be the worker's end
     until(lambda: batcher.running == 0)
     assert not caplog.records, "a call was settled twice"
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_closed_by_a_futures_callback_it_answers_the_rest_and_ends(
+    held: Held, workers: int
+) -> None:
+    batcher = Batcher(held, workers=workers, max_batch=2)
+    futures = [batcher.submit([text(n)]) for n in range(6)]
+    for future in futures:
+        future.add_done_callback(lambda _: batcher.close())
+    held.let()
+    closer = threading.Thread(target=batcher.close, daemon=True)
+    closer.start()
+    closer.join(PATIENCE)
+    assert not closer.is_alive()
+    assert [f.result(0)[0] for f in futures] == seen([text(n) for n in range(6)])
+    until(lambda: not batcher._threads)
 
 
 def test_a_text_that_nobody_waits_for_any_more_is_judged_no_further() -> None:
