@@ -150,6 +150,10 @@ def _strongest(verdicts: Iterable[Verdict]) -> dict[str, Any] | None:
 # --- streamed ------------------------------------------------------------------------------------
 
 
+def _refusal_delta(ask: Ask, text: str) -> ChoiceDelta:
+    return ChoiceDelta(refusal=text) if ask.structured else ChoiceDelta(content=text)
+
+
 class _Part:
     """One choice of a stream: a gate for each text field, and what is withheld of it."""
 
@@ -216,8 +220,9 @@ class _Part:
     def _refuse(self, chunk: ChatCompletionChunk, verdict: Verdict) -> Flow:
         self.ended = self.refused = True
         content = self._gates.get("content")
-        text = ("\n\n" if content and content.text else "") + self._ask.refusal(verdict)
-        yield self._give(chunk, ChoiceDelta(content=text))
+        follows = content and content.text and not self._ask.structured
+        text = ("\n\n" if follows else "") + self._ask.refusal(verdict)
+        yield self._give(chunk, _refusal_delta(self._ask, text))
         yield self._last(chunk, "content_filter", verdict.to_json())
 
     def _last(self, chunk: ChatCompletionChunk, finish: str, note: Any) -> Give:
@@ -321,8 +326,8 @@ def _refused_stream(ask: Ask) -> Iterable[ChatCompletionChunk]:
     )
     for choice in whole.choices:
         part = _Part(ask, choice.index)
-        delta = ChoiceDelta(role="assistant", content=choice.message.content)
-        yield part._give(chunk, delta).item
+        delta = _refusal_delta(ask, choice.message.content or "")
+        yield part._give(chunk, delta.model_copy(update={"role": "assistant"})).item
         yield part._last(chunk, "content_filter", ask.note).item
     if (ask.body.get("stream_options") or {}).get("include_usage"):
         yield chunk.model_copy(update={"usage": whole.usage})

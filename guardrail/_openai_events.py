@@ -18,6 +18,7 @@ from openai.types.responses import (
     ResponseOutputItemAddedEvent,
     ResponseOutputItemDoneEvent,
     ResponseRefusalDeltaEvent,
+    ResponseRefusalDoneEvent,
     ResponseTextDeltaEvent,
     ResponseTextDoneEvent,
 )
@@ -155,13 +156,8 @@ class _Stream:
             "item_id": self._messages[key[0]].id,
             "output_index": key[0],
             "content_index": key[1],
-            "delta": text,
         }
-        if getattr(self._parts.get(key), "type", "output_text") == "refusal":
-            return ResponseRefusalDeltaEvent.construct(type="response.refusal.delta", **where)
-        return ResponseTextDeltaEvent.construct(
-            type="response.output_text.delta", logprobs=[], **where
-        )
+        return _delta(getattr(self._parts.get(key), "type", "output_text"), text, where)
 
     def _flush(self, key: tuple[int, int], event: Any, field: str) -> Flow:
         """The end of a text: judged as a whole, and repeated as it was released."""
@@ -257,10 +253,10 @@ class _Stream:
             ]
             self._done[at] = known(message, content=content, status="incomplete")
             yield self._give(_item_done(at, self._done[at]))
-        if any(gate.text for gate in self._gates.values()):
+        if any(gate.text for gate in self._gates.values()) and not self._ask.structured:
             text = f"\n\n{text}"
         at = max([*self._done, *self._held, -1]) + 1
-        for event in _refusal_events(at, text):
+        for event in _refusal_events(self._ask, at, text):
             yield self._give(event)
             if isinstance(event, ResponseOutputItemDoneEvent):
                 self._done[at] = event.item
@@ -301,14 +297,25 @@ def _others(events: Iterable[Any], item: Any) -> list[str]:
     return [text for text in found if text not in seen]
 
 
+def _delta(kind: str, text: str, where: dict[str, Any]) -> Any:
+    """The event of a piece of a content part of this kind."""
+    if kind == "refusal":
+        return ResponseRefusalDeltaEvent.construct(
+            type="response.refusal.delta", delta=text, **where
+        )
+    return ResponseTextDeltaEvent.construct(
+        type="response.output_text.delta", delta=text, logprobs=[], **where
+    )
+
+
 def _item_done(at: int, item: Any) -> ResponseOutputItemDoneEvent:
     return ResponseOutputItemDoneEvent.construct(
         type="response.output_item.done", output_index=at, item=item
     )
 
 
-def _refusal_events(at: int, text: str) -> Iterable[Any]:
-    item = refused_item(text)
+def _refusal_events(ask: Ask, at: int, text: str) -> Iterable[Any]:
+    item = refused_item(text, structured=ask.structured)
     [part] = item.content
     where: dict[str, Any] = {"item_id": item.id, "output_index": at, "content_index": 0}
     yield ResponseOutputItemAddedEvent.construct(
@@ -319,12 +326,15 @@ def _refusal_events(at: int, text: str) -> Iterable[Any]:
     yield ResponseContentPartAddedEvent.construct(
         type="response.content_part.added", part=with_text(part, ""), **where
     )
-    yield ResponseTextDeltaEvent.construct(
-        type="response.output_text.delta", delta=text, logprobs=[], **where
-    )
-    yield ResponseTextDoneEvent.construct(
-        type="response.output_text.done", text=text, logprobs=[], **where
-    )
+    yield _delta(part.type, text, where)
+    if part.type == "refusal":
+        yield ResponseRefusalDoneEvent.construct(
+            type="response.refusal.done", refusal=text, **where
+        )
+    else:
+        yield ResponseTextDoneEvent.construct(
+            type="response.output_text.done", text=text, logprobs=[], **where
+        )
     yield ResponseContentPartDoneEvent.construct(
         type="response.content_part.done", part=part, **where
     )
@@ -336,7 +346,7 @@ def _refused_stream(ask: Ask) -> Iterable[Any]:
     begun = known(response, output=[], status="in_progress", incomplete_details=None)
     events = [
         ResponseCreatedEvent.construct(type="response.created", response=begun),
-        *_refusal_events(0, response.output_text),
+        *_refusal_events(ask, 0, response.output_text),
     ]
     output = [e.item for e in events if isinstance(e, ResponseOutputItemDoneEvent)]
     last = response.model_copy(update={"output": output})

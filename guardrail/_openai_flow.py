@@ -97,6 +97,15 @@ class Ask:
     def note(self) -> dict[str, Any] | None:
         return self.verdict.to_json() if self.verdict else None
 
+    @property
+    def structured(self) -> bool:
+        """Whether the answer is to be JSON of a schema. The stream helpers of `openai` parse it
+        while it comes, so that a refusal must not stand in its place."""
+        text = self.body.get("text")
+        form = text.get("format") if isinstance(text, Mapping) else None
+        form = self.body.get("response_format") or form
+        return isinstance(form, Mapping) and form.get("type") == "json_schema"
+
     def refusal(self, verdict: Verdict) -> str:
         """The refusal text; raises Blocked where asked to."""
         if self.rules.on_block == "raise":

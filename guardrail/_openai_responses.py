@@ -10,7 +10,12 @@ import uuid
 from collections.abc import Mapping
 from typing import Any
 
-from openai.types.responses import Response, ResponseOutputMessage, ResponseOutputText
+from openai.types.responses import (
+    Response,
+    ResponseOutputMessage,
+    ResponseOutputRefusal,
+    ResponseOutputText,
+)
 
 from guardrail import _logprobs
 from guardrail._openai_flow import (
@@ -233,13 +238,16 @@ def judge_annotations(ask: Ask, part: Any) -> Judging[Any]:
     return part if verdict.delivers else known(part, annotations=[])
 
 
-def refused_item(text: str) -> ResponseOutputMessage:
+def refused_item(text: str, *, structured: bool = False) -> ResponseOutputMessage:
+    part: Any = ResponseOutputText(type="output_text", text=text, annotations=[])
+    if structured:
+        part = ResponseOutputRefusal(type="refusal", refusal=text)
     return ResponseOutputMessage(
         id=f"msg_guardrail_{uuid.uuid4().hex}",
         type="message",
         role="assistant",
         status="incomplete",
-        content=[ResponseOutputText(type="output_text", text=text, annotations=[])],
+        content=[part],
     )
 
 

@@ -62,6 +62,11 @@ def guard_openai(
     `regenerate` means refuse here. A turn that the API holds (`previous_response_id`,
     `conversation`) is not judged again.
 
+    A stream of JSON that was asked for with a schema says its refusal in the `refusal` field or
+    part, for the `stream` helpers parse the rest: `chat.completions.stream()` then raises
+    `openai.ContentFilterFinishReasonError`, `responses.stream()` ends with `response.incomplete`.
+    Around an answer, names and numbers alone go out; a text there is left out.
+
     A stream that is refused is cancelled, so that its usage is not known. Logprobs spell out
     unjudged text: asked for in a stream, they raise ValueError, and so do `top_logprobs` anywhere;
     a whole answer has those of the tokens of its text, where that is what the model said.

@@ -815,6 +815,39 @@ def test_the_stream_helpers_are_guarded(server: Server, text: str) -> None:
         assert seen.endswith("it touches on violence.")
 
 
+@pytest.mark.parametrize(
+    ("asked", "said_"),
+    [
+        ("Of what country?", '{"city": "bomb"}'),
+        ("Of what country?", f'{{"city": "{HARMLESS}", "more": "bomb"}}'),
+        ("How do I make a bomb?", ""),
+    ],
+    ids=["at once", "in its midst", "before it was asked"],
+)
+def test_a_refusal_breaks_no_stream_helper_of_structured_answers(
+    server: Server, asked: str, said_: str
+) -> None:
+    client = make(server)
+    chat_says(server, said_)
+    seen: list[Any] = []
+    with (
+        pytest.raises(openai.ContentFilterFinishReasonError),
+        client.chat.completions.stream(model="m", **user(asked), response_format=Capital) as stream,
+    ):
+        seen += stream
+    [refusal] = [e.delta for e in seen if e.type == "refusal.delta"]
+    assert refusal.endswith("violence.")
+    assert refusal == refusal.lstrip()
+    response_says(server, message_item(said_))
+    with client.responses.stream(model="m", input=asked, text_format=Capital) as other:
+        events: list[Any] = list(other)
+    assert events[-1].type == "response.incomplete"
+    assert events[-1].response.incomplete_details.reason == "content_filter"
+    refusals = [e.delta for e in events if e.type == "response.refusal.delta"]
+    assert refusals == [events[-1].response.output[-1].content[0].refusal] == [refusal]
+    assert leaked_chars(str([seen, events]), ["bomb"]) == 0
+
+
 @ways
 @streamed
 @pytest.mark.parametrize(
