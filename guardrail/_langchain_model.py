@@ -8,7 +8,7 @@ from langchain_core.language_models import BaseChatModel
 from langchain_core.messages import BaseMessage
 
 from guardrail._langchain_drive import detached_config
-from guardrail.chat_model import Message, Reply
+from guardrail.chat_model import Message, Reply, finish_reason
 from guardrail.errors import UpstreamError
 
 __all__ = ["LangChainModel"]
@@ -57,5 +57,4 @@ def _reply(message: BaseMessage) -> Reply:
             "the model called a tool, and GuardedChat hands on text alone: use "
             "guardrail.langchain.GuardedChatModel(inner=model), which guards tool calls too"
         )
-    reason = message.response_metadata.get("finish_reason")
-    return Reply(str(message.text), reason if isinstance(reason, str) else None)
+    return Reply(str(message.text), finish_reason(message.response_metadata.get("finish_reason")))

@@ -96,3 +96,10 @@ def test_a_tool_call_is_an_error_that_names_the_way_out(how: str) -> None:
     model = Calling(messages=iter([AIMessage("", tool_calls=[call])]))
     with pytest.raises(UpstreamError, match=r"use guardrail\.langchain\.GuardedChatModel"):
         ask(guarded(model), how, "Hi")
+
+
+@pytest.mark.parametrize(("said", "told"), [("length", "length"), ("a bomb is built so", "stop")])
+def test_a_finish_reason_that_is_a_text_is_not_handed_on(said: str, told: str) -> None:
+    message = AIMessage("Good day.", response_metadata={"finish_reason": said})
+    result = guarded(Model(messages=iter([message]))).complete("Hi")
+    assert (result.text, result.finish_reason) == ("Good day.", told)
