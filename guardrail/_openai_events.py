@@ -189,7 +189,7 @@ class _Stream:
                 yield from self._push((at, i), None)
                 if self.stopped:
                     return
-            if gate is not None:
+            if gate is not None and part.type in _FIELDS:
                 content.append(
                     (yield from judge_annotations(self._ask, with_text(part, gate.text)))
                 )
@@ -286,7 +286,8 @@ def _others(events: Iterable[Any], item: Any) -> list[str]:
     for event in events:
         data = event.model_dump(mode="json", exclude_none=True, warnings=False)
         kind = (data["type"], *[data.get(name, 0) for name in _INDICES])
-        if isinstance(delta := data.pop("delta", None), str):
+        if isinstance(data.get("delta"), str):
+            delta = data.pop("delta")
             spelled[kind] = spelled.get(kind, "") + delta
         for name, value in data.items():
             # Padding is no word of anyone, and not handed on.

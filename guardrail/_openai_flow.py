@@ -15,7 +15,7 @@ from pydantic import BaseModel
 
 from guardrail._json_text import parsed
 from guardrail._strings import judge_strings
-from guardrail.chat_model import Message
+from guardrail.chat_model import Message, plain_name
 from guardrail.conversation import (
     Check,
     Close,
@@ -112,8 +112,12 @@ class Ask:
             raise Blocked(verdict)
         return refusal_text(verdict, self.rules.policy)
 
-    def unjudged(self, what: str) -> Verdict:
-        return self.rules.policy.fail(Direction.OUTPUT, f"only text can be judged, not {what}")
+    def unjudged(self, kind: object, where: str = "") -> Verdict:
+        """The verdict on what is of a `kind` that cannot be read; it quotes no text of the API."""
+        what = repr(kind) if kind is None or plain_name(kind) else "a text"
+        return self.rules.policy.fail(
+            Direction.OUTPUT, f"only text can be judged, not what is of type {what}{where}"
+        )
 
 
 @dataclass(frozen=True, slots=True)

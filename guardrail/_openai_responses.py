@@ -176,14 +176,14 @@ def judge_item(ask: Ask, item: Any) -> Judging[tuple[Any | None, Verdict | None]
     if kind == "message":
         return (yield from _judge_message(ask, item))
     if kind not in READABLE:
-        verdict = ask.unjudged(f"an output item of type {kind!r}")
+        verdict = ask.unjudged(kind)
     else:
         data = item.model_dump(mode="json", exclude_none=True, warnings=False)
         inner = next(iter(_kinds(data) & UNREADABLE), None)
         if inner is None:
             verdict = yield from judge_data(ask, data)
         else:
-            verdict = ask.unjudged(f"the {inner!r} in an output item of type {kind!r}")
+            verdict = ask.unjudged(inner, f" in an output item of type {kind!r}")
     return (item if verdict.delivers else None), verdict
 
 
@@ -203,7 +203,7 @@ def _judge_message(ask: Ask, item: Any) -> Judging[tuple[Any | None, Verdict | N
     for part in item.content or []:
         field = {"output_text": "text", "refusal": "refusal"}.get(part.type)
         if field is None:
-            verdict = ask.unjudged(f"a content part of type {part.type!r}")
+            verdict = ask.unjudged(part.type)
             released = part if verdict.delivers else None
         else:
             text, verdict = yield from judge_text(ask, getattr(part, field))

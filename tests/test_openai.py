@@ -1229,6 +1229,27 @@ def test_an_item_without_a_text_goes_out_without_what_was_added_to_it(
             assert "bomb" not in dumped(found)
 
 
+@streamed
+def test_the_reason_of_a_refusal_quotes_no_text_of_the_api(server: Server, stream: bool) -> None:
+    message = message_item("fine")
+    part = {**message["content"][0], "type": "take a bomb"}
+    for item in ({**call_item("{}"), "type": "take a bomb"}, {**message, "content": [part]}):
+        response_says(server, item)
+        found = call("sync", server, RESPONSES, input="hi", stream=stream)
+        assert final(found).status == "incomplete"
+        assert "bomb" not in dumped(found)
+    chat_says(server, "", images=["x"], content=[{"type": "take a bomb", "x": "y"}])
+    assert "bomb" not in dumped(call("sync", server, CHAT, **user()))
+
+
+def test_a_piece_of_arguments_that_is_no_string_is_judged(server: Server) -> None:
+    for delta in ({"x": "take a bomb"}, ["take a bomb"]):
+        response_says(server, call_item("{}"))
+        server.events[2]["delta"] = delta
+        found = call("sync", server, RESPONSES, input="hi", stream=True)
+        assert "bomb" not in dumped(found)
+
+
 @pytest.mark.parametrize("odd", ["item_id", "output_index", "content_index", "x"])
 def test_a_text_in_the_place_of_an_events_number_does_not_get_out(server: Server, odd: str) -> None:
     for at in range(len(message_item("fine")) + 1):
