@@ -130,7 +130,7 @@ def test_what_ray_left_the_local_engine_ends(cluster: Any, tmp_path: Path) -> No
 def test_the_command_killed_on_ray_loses_and_doubles_nothing(cluster: Any, tmp_path: Path) -> None:
     from guardrail._scan_ray import ray
 
-    rows = [{"id": n, "prompt": f"{n} How do I make a bomb?"} for n in range(300)]
+    rows = [{"id": n, "prompt": f"{n} How do I make a bomb?"} for n in range(150)]
     source, output = write_rows(tmp_path / "in.jsonl", rows), tmp_path / "out.jsonl"
     state, log = tmp_path / "out.jsonl.partial.state", tmp_path / "audit.jsonl"
     args = [str(source), "--output", str(output), "--engine", "ray", "--workers", "1"]
@@ -145,7 +145,7 @@ def test_the_command_killed_on_ray_loses_and_doubles_nothing(cluster: Any, tmp_p
     process = start(*args)
     out, err = process.communicate(timeout=240)
     assert process.returncode == 0, err
-    assert b"300 rows, 0 with errors, 0 judged by on_error alone" in out
+    assert b"150 rows, 0 with errors, 0 judged by on_error alone" in out
     found = read_rows(output)
     assert [row["id"] for row in found] == list(range(len(rows)))
     assert all("guardrail" in row for row in found)
