@@ -38,9 +38,9 @@ __all__ = [
     "Step",
     "asked",
     "conversation",
-    "is_text_part",
     "judge_input",
     "message_text",
+    "not_text",
     "read_messages",
 ]
 
@@ -273,9 +273,9 @@ def judge_input(
     for view in _others(messages) if rules.every_role else ():
         verdicts = [*verdicts, *(yield Check(_pairs(messages, [view])))]
         views.append(view)
-    strange = _not_text(messages)
-    if strange is not None:
-        verdicts = [*verdicts, rules.policy.fail(Direction.INPUT, strange)]
+    if (strange := not_text(messages)) is not None:
+        why = f"only text can be judged, and {strange}"
+        verdicts = [*verdicts, rules.policy.fail(Direction.INPUT, why)]
     verdict = _strongest(verdicts)
     if verdict.delivers:
         return messages, verdict, True
@@ -350,10 +350,10 @@ def message_text(message: Message) -> str:
     content = message.get("content")
     if content is None or isinstance(content, str):
         return content or ""
-    return "\n".join(part["text"] for part in content if is_text_part(part))
+    return "\n".join(part["text"] for part in content if _is_text(part))
 
 
-def is_text_part(part: Any) -> bool:
+def _is_text(part: Any) -> bool:
     return (
         isinstance(part, dict)
         and part.get("type") in ("text", "input_text")
@@ -361,14 +361,14 @@ def is_text_part(part: Any) -> bool:
     )
 
 
-def _not_text(messages: Sequence[Message]) -> str | None:
-    """Why a conversation cannot be judged: a part, of any message, that is not a text."""
+def not_text(messages: Sequence[Message]) -> str | None:
+    """The first part, of any message, that is not a text; None where all are."""
     for i, message in enumerate(messages):
         content = message.get("content")
         for part in content if isinstance(content, list) else []:
-            if not is_text_part(part):
+            if not _is_text(part):
                 kind = part.get("type") if isinstance(part, dict) else type(part).__name__
-                return f"only text can be judged, and message {i} holds a part of type {kind!r}"
+                return f"message {i} holds a part of type {kind!r}"
     return None
 
 

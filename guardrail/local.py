@@ -26,7 +26,7 @@ from tokenizers import Tokenizer
 from guardrail._files import MISSHAPEN, sha256_of, verify_file, write_json
 from guardrail._onnx import Device, Session
 from guardrail.chat_model import Message, Reply, as_chat_model
-from guardrail.conversation import is_text_part, message_text, read_messages
+from guardrail.conversation import message_text, not_text, read_messages
 from guardrail.errors import ArtifactError, UpstreamError
 
 __all__ = ["ChatEncoder", "ChatFormat", "OnnxChat", "PolicyManifest", "read_policy_manifest"]
@@ -279,15 +279,8 @@ class OnnxChat:
 def _read(messages: str | Sequence[Message]) -> list[Message]:
     """`read_messages`; also raises ValueError on a part that is no text, which would be lost."""
     found = read_messages(messages)
-    for i, message in enumerate(found):
-        content = message.get("content")
-        for part in content if isinstance(content, list) else []:
-            if not is_text_part(part):
-                kind = part.get("type") if isinstance(part, Mapping) else type(part).__name__
-                raise ValueError(
-                    f"message {i} holds a part of type {kind!r}, and this model reads only text: "
-                    "leave it out"
-                )
+    if (strange := not_text(found)) is not None:
+        raise ValueError(f"{strange}, and this model reads only text: leave it out")
     return found
 
 
