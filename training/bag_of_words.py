@@ -132,4 +132,8 @@ def main(args: Args) -> None:
 
 
 if __name__ == "__main__":
-    main(tyro.cli(Args))
+    from training.runs import ends_in_a_line  # its torch is not needed to import what is here
+
+    args = tyro.cli(Args)
+    with ends_in_a_line("nothing is kept: the same command starts anew"):
+        main(args)

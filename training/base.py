@@ -16,10 +16,10 @@ from pathlib import Path
 import tyro
 
 from guardrail.artifact import installed_models, read_manifest
-from guardrail.errors import GuardrailError
 from training import calibrate, export, moderation
 from training.bases import MPNET
 from training.retrain import install
+from training.runs import ends_in_a_line
 
 LIMIT_MB = 150
 
@@ -81,7 +81,6 @@ def main(args: Args) -> None:
 
 
 if __name__ == "__main__":
-    try:
-        main(tyro.cli(Args))
-    except GuardrailError as error:
-        raise SystemExit(f"error: {error}") from None
+    args = tyro.cli(Args)
+    with ends_in_a_line("what is trained is kept: the same command goes on from there"):
+        main(args)

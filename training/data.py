@@ -393,4 +393,7 @@ def card(out: Path = Path("build/data")) -> None:
 
 
 if __name__ == "__main__":
-    tyro.extras.subcommand_cli_from_dict({"build": build, "report": card})
+    from training.runs import ends_in_a_line  # its torch is not needed to import what is here
+
+    with ends_in_a_line("nothing is kept: the same command starts anew"):
+        tyro.extras.subcommand_cli_from_dict({"build": build, "report": card})

@@ -138,4 +138,7 @@ def draw(
 
 
 if __name__ == "__main__":
-    tyro.cli(draw)
+    from training.runs import ends_in_a_line  # its torch is not needed to import what is here
+
+    with ends_in_a_line("nothing is kept: the same command starts anew"):
+        tyro.cli(draw)

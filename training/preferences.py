@@ -326,4 +326,7 @@ def report(out: Path = Path("build/preferences")) -> None:
 
 
 if __name__ == "__main__":
-    tyro.extras.subcommand_cli_from_dict({"build": build, "report": report})
+    from training.runs import ends_in_a_line  # its torch is not needed to import what is here
+
+    with ends_in_a_line("nothing is kept: the same command starts anew"):
+        tyro.extras.subcommand_cli_from_dict({"build": build, "report": report})

@@ -26,6 +26,7 @@ from safetensors.torch import load_file, save_file
 
 from guardrail._files import sha256_of, write_json
 from training.lm import refuse_not_finite
+from training.runs import ends_in_a_line
 
 WEIGHTS = "adapter_model.safetensors"
 _LONG = ("history", "sha256", "files")  # curves, and hashes of weights that are not handed out
@@ -93,4 +94,6 @@ def main(args: Args) -> None:
 
 
 if __name__ == "__main__":
-    main(tyro.cli(Args))
+    args = tyro.cli(Args)
+    with ends_in_a_line("nothing is kept: the same command starts anew"):
+        main(args)

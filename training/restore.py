@@ -22,10 +22,9 @@ import tyro
 from onnx import NodeProto, numpy_helper
 
 from guardrail.artifact import read_manifest
-from guardrail.errors import GuardrailError
 from training.bases import base_folder
 from training.model import ModerationModel
-from training.runs import in_a_line, load_whole
+from training.runs import ends_in_a_line, in_a_line, load_whole
 
 _PRODUCTS = {"MatMul", "MatMulInteger", "MatMulNBits", "Gemm"}
 _EMBEDDING = "encoder.embeddings.word_embeddings.weight"
@@ -152,7 +151,6 @@ def main(args: Args) -> None:
 
 
 if __name__ == "__main__":
-    try:
-        main(tyro.cli(Args))
-    except GuardrailError as error:
-        raise SystemExit(f"error: {error}") from None
+    args = tyro.cli(Args)
+    with ends_in_a_line("nothing of use is kept: the same command starts anew"):
+        main(args)

@@ -23,7 +23,6 @@ from pathlib import Path
 import tyro
 
 from guardrail.artifact import read_manifest
-from guardrail.errors import GuardrailError
 from training import calibrate, compare, export, moderation
 from training.annotation.exchange import current
 from training.annotation.labels import SafetyLabel
@@ -37,6 +36,7 @@ from training.data import (
     read_examples,
     write_examples,
 )
+from training.runs import ends_in_a_line
 
 SOURCE = "annotated/store"
 
@@ -260,7 +260,6 @@ def _digest(example: Example) -> str:
 
 
 if __name__ == "__main__":
-    try:
-        main(tyro.cli(Args))
-    except GuardrailError as error:
-        raise SystemExit(f"error: {error}") from None
+    args = tyro.cli(Args)
+    with ends_in_a_line("the stages that are done are kept: the same command goes on from there"):
+        main(args)

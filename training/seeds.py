@@ -18,8 +18,8 @@ from typing import Any
 import numpy as np
 import tyro
 
-from guardrail.errors import GuardrailError
 from training import moderation
+from training.runs import ends_in_a_line
 
 FIGURES = ("auroc", "f1", "recall", "fpr", "grave_recall", "kappa", "category_micro_f1", "ece")
 _OWN = {"seed", "out", "checkpoint_seconds", "bf16"}  # in which runs of one recipe may differ
@@ -107,7 +107,6 @@ def main(args: Args) -> None:
 
 
 if __name__ == "__main__":
-    try:
-        main(tyro.cli(Args))
-    except GuardrailError as error:
-        raise SystemExit(f"error: {error}") from None
+    args = tyro.cli(Args)
+    with ends_in_a_line("the runs are kept: the same command goes on from there"):
+        main(args)

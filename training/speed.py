@@ -22,7 +22,6 @@ import tyro
 from guardrail._onnx import Device, DeviceError
 from guardrail.artifact import read_manifest, write_manifest
 from guardrail.encoding import Window
-from guardrail.errors import GuardrailError
 from guardrail.moderator import OnnxModerator
 
 __all__ = ["measure"]
@@ -117,7 +116,8 @@ def main(args: Args) -> None:
 
 
 if __name__ == "__main__":
-    try:
-        main(tyro.cli(Args))
-    except GuardrailError as error:
-        raise SystemExit(f"error: {error}") from None
+    from training.runs import ends_in_a_line  # its torch is not needed to import what is here
+
+    args = tyro.cli(Args)
+    with ends_in_a_line("nothing is kept: the same command starts anew"):
+        main(args)

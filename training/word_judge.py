@@ -97,4 +97,7 @@ def main(data: Path = Path("build/data")) -> None:
 
 
 if __name__ == "__main__":
-    tyro.cli(main)
+    from training.runs import ends_in_a_line  # its torch is not needed to import what is here
+
+    with ends_in_a_line("nothing is kept: the same command starts anew"):
+        tyro.cli(main)

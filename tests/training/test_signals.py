@@ -123,3 +123,34 @@ def test_a_stopped_command_goes_on_where_it_was(tmp_path: Path) -> None:
     _, errors = terminated(line, os.environ | {"OMP_NUM_THREADS": "1"}, at="8/4000")
     assert errors.splitlines()[-1].endswith("are kept: the same command goes on from there")
     assert len((out / "turns.jsonl").read_bytes().splitlines()) >= 8
+
+
+@pytest.mark.filterwarnings("ignore:.*found in sys.modules")
+@pytest.mark.parametrize(
+    ("recipe", "options", "spoilt"),
+    [
+        ("data", ["report", "--out"], "train.jsonl"),
+        ("preferences", ["report", "--out"], "pairs.train.jsonl"),
+        ("bag_of_words", ["--data"], "train.jsonl"),
+        ("word_judge", ["--data"], "train.jsonl"),
+        ("compare", ["--data"], "test.jsonl"),
+        ("restore", ["--artifact"], "manifest.json"),
+        ("speed", ["--model"], "manifest.json"),
+        ("base", ["--finished"], "summary.json"),
+        ("seeds", ["--models", "unreadable"], "summary.json"),
+        ("publish", ["--policy"], "summary.json"),
+        ("retrain", ["--store"], "."),
+    ],
+)
+def test_a_file_that_cannot_be_read_is_a_line(
+    recipe: str, options: list[str], spoilt: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = tmp_path / "unreadable"
+    (folder / spoilt).mkdir(parents=True)  # a folder, where a file should be
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "argv", [recipe, *options, str(folder)])
+    with pytest.raises(SystemExit) as stop:
+        runpy.run_module(f"training.{recipe}", run_name="__main__", alter_sys=True)
+    assert isinstance(stop.value.code, str)
+    assert len(stop.value.code.splitlines()) == 1
+    assert "unreadable" in stop.value.code
