@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from typing import Any
 
@@ -10,7 +9,7 @@ from langchain_core.messages import AIMessage, AIMessageChunk
 from pydantic import BaseModel
 
 from guardrail._json_text import parsed
-from guardrail.chat_model import plain_name
+from guardrail._names import is_identifier, plain_name
 
 __all__ = ["is_token", "not_words", "other_blocks", "words"]
 
@@ -31,14 +30,12 @@ _API_NAMES = {
     "arguments", "function", "function_call", "id", "index", "name", "parsed",
     "reasoning_content", "refusal", "tool_calls", "type",
 }  # fmt: skip
-_TOKEN = re.compile("[A-Za-z0-9][A-Za-z0-9_.:/@+=-]{,127}")
-_BASE64 = re.compile("[A-Za-z0-9+/_=-]*")
 
 
 def is_token(value: object) -> bool:
     """Whether it is an identifier, a model's name or a number: nothing that is a text."""
     if isinstance(value, str):
-        return not value or _TOKEN.fullmatch(value) is not None
+        return is_identifier(value)
     return value is None or isinstance(value, int | float)
 
 
@@ -131,5 +128,5 @@ def _in_block(value: object, kind: object) -> Iterator[str]:
 
 def _no_words(key: object, item: object, kind: object) -> bool:
     if key in _SEALED or (kind == "redacted_thinking" and key == "data"):
-        return isinstance(item, str) and _BASE64.fullmatch(item) is not None
+        return isinstance(item, str) and is_identifier(item, limit=None)
     return key in _TOKENS and is_token(item)

@@ -18,6 +18,7 @@ from openai.types.chat.chat_completion_chunk import Choice as ChunkChoice
 from openai.types.chat.chat_completion_chunk import ChoiceDelta
 
 from guardrail import _logprobs
+from guardrail._names import plain_name
 from guardrail._openai_flow import (
     ALTERNATIVES,
     END,
@@ -37,7 +38,7 @@ from guardrail._openai_flow import (
     named,
     of_upstream,
 )
-from guardrail.chat_model import finish_reason, plain_name
+from guardrail.chat_model import finish_reason
 from guardrail.conversation import Close, Pull, Rules
 from guardrail.verdict import Verdict
 

@@ -6,7 +6,6 @@ A flow is a generator that yields steps and is sent what came of them; `_openai_
 from __future__ import annotations
 
 import functools
-import re
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ParamSpec, TypeVar
@@ -14,8 +13,9 @@ from typing import Any, ParamSpec, TypeVar
 from pydantic import BaseModel
 
 from guardrail._json_text import parsed
+from guardrail._names import is_identifier, plain_name
 from guardrail._strings import judge_strings
-from guardrail.chat_model import Message, plain_name
+from guardrail.chat_model import Message
 from guardrail.conversation import (
     Check,
     Close,
@@ -56,7 +56,6 @@ S = TypeVar("S")
 P = ParamSpec("P")
 # Made by the API, never by the model; noise to a moderator, as long as they hold one word.
 _OPAQUE = {"id", "call_id", "item_id", "encrypted_content", "index", "status", "type"}
-_WORD = re.compile(r"[A-Za-z0-9_.:/@+=|~\\-]*")  # names, ids, paths of models, base64
 _NO_NAME = {"id": "", "model": ""}  # what many a caller takes for a string
 _MODEL_MADE = {"arguments", "input"}  # in these, every name and value is the model's
 ALTERNATIVES = "top_logprobs name words that were never judged: leave it out; logprobs work alone"
@@ -271,8 +270,8 @@ def judge_data(ask: Ask, value: Any) -> Judging[Verdict]:
 def is_word(name: str, value: str) -> bool:
     """Whether what an API says in its field `name` is one word, which tells nobody anything: a
     name, an id, which may be long, or the ciphertext of what nobody can read, of any length."""
-    limit = 512 if name.endswith("id") else 128
-    return bool(_WORD.fullmatch(value)) and (len(value) <= limit or name == "encrypted_content")
+    limit = None if name == "encrypted_content" else 512 if name.endswith("id") else 128
+    return is_identifier(value, limit)
 
 
 def is_opaque(name: str, value: Any) -> bool:

@@ -9,7 +9,6 @@ from __future__ import annotations
 import asyncio
 import inspect
 import logging
-import re
 import threading
 from collections.abc import (
     AsyncIterator,
@@ -23,6 +22,7 @@ from collections.abc import (
 from dataclasses import dataclass
 from typing import Any, Protocol, cast, runtime_checkable
 
+from guardrail._names import plain_name
 from guardrail.errors import UpstreamError
 
 __all__ = [
@@ -35,13 +35,11 @@ __all__ = [
     "close",
     "drawn",
     "finish_reason",
-    "plain_name",
 ]
 
 logger = logging.getLogger("guardrail")
 
 Message = Mapping[str, Any]
-_NAME = re.compile("[A-Za-z0-9][A-Za-z0-9_.-]{,63}")
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,11 +67,6 @@ def finish_reason(said: object) -> str | None:
     """The finish reason in an API's answer, None where there is none. One that is no plain name is
     a text, which nobody judged: it is read as `stop`."""
     return plain_name(said) or "stop" if said else None
-
-
-def plain_name(said: object) -> str | None:
-    """A name that an API gives to something, None where it is not one short word."""
-    return said if isinstance(said, str) and _NAME.fullmatch(said) else None
 
 
 def drawn(model: ChatModel, draw: int) -> ChatModel:

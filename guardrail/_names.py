@@ -1,0 +1,21 @@
+"""What an API says in one word, a name or an identifier, and what may be a text. Pure."""
+
+from __future__ import annotations
+
+import re
+
+__all__ = ["is_identifier", "plain_name"]
+
+_NAME = re.compile("[A-Za-z0-9][A-Za-z0-9_.-]{,63}")
+_IDENTIFIER = re.compile(r"[A-Za-z0-9_.:/@+=|~\\-]*")  # names, ids, paths of models, base64
+
+
+def plain_name(said: object) -> str | None:
+    """A name that an API gives to something, None where it is not one short word."""
+    return said if isinstance(said, str) and _NAME.fullmatch(said) else None
+
+
+def is_identifier(said: str, limit: int | None = 128) -> bool:
+    """Whether it is one word of at most `limit` characters, which tells nobody anything: a model's
+    name, an id, a ciphertext; the empty string is one."""
+    return (limit is None or len(said) <= limit) and _IDENTIFIER.fullmatch(said) is not None

@@ -1,0 +1,38 @@
+"""One word tells nobody anything; a text does, whatever parts its words."""
+
+from __future__ import annotations
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from guardrail._names import is_identifier, plain_name
+
+
+@pytest.mark.parametrize("said", ["", "call_1|fc_2", "org/model:7b@rev", "gAAAA-_+/w==", "a" * 128])
+def test_an_identifier_is_one_word(said: str) -> None:
+    assert is_identifier(said)
+
+
+def test_an_identifier_has_a_length_unless_it_is_sealed() -> None:
+    assert not is_identifier("a" * 129)
+    assert is_identifier("a" * 129, limit=512)
+    assert is_identifier("a" * 100_000, limit=None)
+
+
+@given(st.text(min_size=1), st.characters(exclude_categories=["L", "N"]), st.text(min_size=1))
+def test_words_that_anything_parts_but_the_signs_of_identifiers_are_a_text(
+    one: str, sign: str, other: str
+) -> None:
+    if sign not in "_.:/@+=|~\\-":
+        assert not is_identifier(one + sign + other, limit=None)
+        assert plain_name(one + sign + other) is None
+
+
+@pytest.mark.parametrize("said", ["", "two words", "-x", "org/model", "a" * 65, "naïve", None, 3])
+def test_what_is_not_one_short_word_is_no_name(said: object) -> None:
+    assert plain_name(said) is None
+
+
+def test_a_name_is_given_as_it_is() -> None:
+    assert plain_name("tool_calls") == "tool_calls"
