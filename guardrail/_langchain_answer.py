@@ -25,10 +25,10 @@ from langchain_core.messages import (
 from langchain_core.messages.ai import UsageMetadata
 from langchain_core.messages.tool import tool_call_chunk
 
+from guardrail._judging import judge_strings
 from guardrail._langchain_metadata import safe_metadata, safe_usage, token
 from guardrail._langchain_words import is_token, not_words, other_blocks, words
 from guardrail._names import plain_name
-from guardrail._strings import judge_strings
 from guardrail.chat_model import Message, Reply
 from guardrail.conversation import ChatResult, Check, Close, Emit, Open, Pull, Step
 from guardrail.errors import UpstreamError

@@ -18,6 +18,7 @@ from openai.types.chat.chat_completion_chunk import Choice as ChunkChoice
 from openai.types.chat.chat_completion_chunk import ChoiceDelta
 
 from guardrail import _logprobs
+from guardrail._judging import Gate, Judging, judge_text
 from guardrail._names import plain_name
 from guardrail._openai_flow import (
     ALTERNATIVES,
@@ -25,15 +26,12 @@ from guardrail._openai_flow import (
     Api,
     Ask,
     Flow,
-    Gate,
     Give,
-    Judging,
     UnfitError,
     bare,
     is_opaque,
     judge_data,
     judge_messages,
-    judge_text,
     list_of,
     named,
     of_upstream,
@@ -84,7 +82,7 @@ def _choice(ask: Ask, choice: Choice) -> Judging[Choice]:
     changed: dict[str, str] = {}
     verdicts: list[Verdict] = []
     for name, text in texts.items():
-        released, verdict = yield from judge_text(ask, text)
+        released, verdict = yield from judge_text(ask.prompt, text, ask.rules.stream)
         verdicts.append(verdict)
         if released is None:
             return _refused_choice(ask, choice.index, verdict)

@@ -19,9 +19,10 @@ from openai import (
     Stream,
 )
 
+from guardrail._judging import Judging
 from guardrail._openai_chat import CHAT
 from guardrail._openai_events import RESPONSES
-from guardrail._openai_flow import END, Api, Ask, Flow, Give, Judging, T
+from guardrail._openai_flow import END, Api, Ask, Flow, Give, T
 from guardrail._openai_paths import call_path, check_deployment, is_stored_response, passes
 from guardrail.conversation import Check, Close, Pull, Rules
 from guardrail.errors import GuardrailError, UpstreamError

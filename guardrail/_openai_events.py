@@ -23,12 +23,12 @@ from openai.types.responses import (
     ResponseTextDoneEvent,
 )
 
+from guardrail._judging import Gate
 from guardrail._openai_flow import (
     END,
     Api,
     Ask,
     Flow,
-    Gate,
     Give,
     bare,
     is_opaque,

@@ -13,8 +13,8 @@ from typing import Any, ParamSpec, TypeVar
 from pydantic import BaseModel
 
 from guardrail._json_text import parsed
+from guardrail._judging import Judging, judge_strings
 from guardrail._names import is_identifier, plain_name
-from guardrail._strings import judge_strings
 from guardrail.chat_model import Message
 from guardrail.conversation import (
     Check,
@@ -27,23 +27,20 @@ from guardrail.conversation import (
 )
 from guardrail.errors import Blocked, GuardrailError, UpstreamError
 from guardrail.refusals import refusal_text
-from guardrail.stream import Judge, Need, Release, Stop, StreamConfig, stream_gate
 from guardrail.taxonomy import Direction
-from guardrail.verdict import Pair, Verdict
+from guardrail.verdict import Verdict
 
 __all__ = [
     "ALTERNATIVES",
     "END",
     "Api",
     "Ask",
-    "Gate",
     "Give",
     "UnfitError",
     "bare",
     "is_opaque",
     "judge_data",
     "judge_messages",
-    "judge_text",
     "known",
     "list_of",
     "named",
@@ -78,7 +75,6 @@ class Give:
     item: Any
 
 
-Judging = Generator[Check, Any, T]
 Flow = Generator[Check | Pull | Close | Give, Any, None]
 
 
@@ -186,43 +182,6 @@ def judge_messages(
     return turns if has_user else turns[:-1], prompt, verdict, ok
 
 
-class Gate:
-    """The stream gate of one text. `text` is what was released, `verdict` the last decision."""
-
-    def __init__(self, prompt: str, config: StreamConfig) -> None:
-        self._prompt = prompt
-        self._gate = stream_gate(config)
-        self._event = next(self._gate)
-        self.text = ""
-        self.verdict: Verdict | None = None
-        self.stopped = False
-        self.ended = False
-
-    def push(self, delta: str | None) -> Judging[str]:
-        """What may go out now that `delta`, or the end (None), has come. Nothing after a stop."""
-        if self.ended:
-            return ""
-        released = ""
-        answer: str | Verdict | None = delta
-        try:
-            self._event = self._gate.send(answer)
-            while not isinstance(self._event, Need):
-                answer = None
-                match self._event:
-                    case Judge(text):
-                        [answer] = yield Check([Pair(self._prompt, text)])
-                    case Release(text):
-                        released += text
-                    case Stop():
-                        self.stopped = True
-                self._event = self._gate.send(answer)
-        except StopIteration as end:
-            self.verdict = end.value
-            self.ended = True
-        self.text += released
-        return released
-
-
 def known(model: Any, /, **update: Any) -> Any:
     """A copy of a pydantic model without what its class does not know: that was not judged."""
     copy = model.model_copy()
@@ -251,15 +210,6 @@ def bare(name: str, value: Any) -> Any:
         case Mapping():
             return {key: bare(key, part) for key, part in value.items() if is_word("", key)}
     return value
-
-
-def judge_text(ask: Ask, text: str) -> Judging[tuple[str | None, Verdict]]:
-    """The text as it may go out, redacted where it has to be, or None; and the verdict."""
-    gate = Gate(ask.prompt, ask.rules.stream.gathered())
-    yield from gate.push(text)
-    yield from gate.push(None)
-    assert gate.verdict is not None  # a gate that has ended has decided
-    return None if gate.stopped else gate.text, gate.verdict
 
 
 def judge_data(ask: Ask, value: Any) -> Judging[Verdict]:

@@ -18,14 +18,13 @@ from openai.types.responses import (
 )
 
 from guardrail import _logprobs
+from guardrail._judging import Judging, judge_text
 from guardrail._openai_flow import (
     ALTERNATIVES,
     Ask,
-    Judging,
     UnfitError,
     judge_data,
     judge_messages,
-    judge_text,
     known,
     list_of,
     named,
@@ -206,7 +205,9 @@ def _judge_message(ask: Ask, item: Any) -> Judging[tuple[Any | None, Verdict | N
             verdict = ask.unjudged(part.type)
             released = part if verdict.delivers else None
         else:
-            text, verdict = yield from judge_text(ask, getattr(part, field))
+            text, verdict = yield from judge_text(
+                ask.prompt, getattr(part, field), ask.rules.stream
+            )
             released = None
             if text is not None:
                 released = yield from judge_annotations(ask, with_text(part, text))

@@ -15,7 +15,7 @@ from langchain_core.messages import AIMessage
 from openai import OpenAI
 
 from guardrail import Category, Guard, Severity
-from guardrail._strings import judge_strings
+from guardrail._judging import judge_strings
 from guardrail.langchain import GuardedChatModel
 from guardrail.openai import guard_openai
 from guardrail.stream import StreamConfig
