@@ -27,7 +27,7 @@ from langchain_core.messages.tool import tool_call_chunk
 
 from guardrail._judging import judge_strings
 from guardrail._langchain_metadata import safe_metadata, safe_usage, token
-from guardrail._langchain_words import is_token, not_words, other_blocks, words
+from guardrail._langchain_words import ahead_of_text, is_token, not_words, other_blocks, words
 from guardrail._names import plain_name
 from guardrail.chat_model import Message, Reply
 from guardrail.conversation import ChatResult, Check, Close, Emit, Open, Pull, Step
@@ -139,10 +139,13 @@ class Answer:
             self._now.whole = piece
             piece = _as_chunk(piece)
         text = str(piece.text)
+        ahead = ahead_of_text(piece) if text else []
+        if ahead:
+            self._now.held.append(AIMessageChunk(content=ahead, id=token(piece.id)))
         if text:
             self._now.complete = len(self._now.held)
             self._now.block = _text_block(piece)
-        if (rest := _without_text(piece)) is not None:
+        if (rest := _without_text(piece, len(ahead))) is not None:
             self._now.held.append(rest)
         self._now.text += text
         self._now.meta += AIMessageChunk(
@@ -302,8 +305,9 @@ def _text_block(chunk: AIMessageChunk) -> dict[str, Any] | None:
     }
 
 
-def _without_text(chunk: AIMessageChunk) -> AIMessageChunk | None:
-    blocks = other_blocks(chunk)
+def _without_text(chunk: AIMessageChunk, after: int = 0) -> AIMessageChunk | None:
+    """All but its text, and but its first `after` other blocks; None where that is nothing."""
+    blocks = other_blocks(chunk)[after:]
     if not (blocks or chunk.tool_call_chunks or chunk.additional_kwargs):
         return None
     return AIMessageChunk(

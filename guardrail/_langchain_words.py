@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Iterator, Mapping, Sequence
+from itertools import takewhile
 from typing import Any
 
 from langchain_core.messages import AIMessage, AIMessageChunk
@@ -11,7 +12,7 @@ from pydantic import BaseModel
 from guardrail._json_text import parsed
 from guardrail._names import is_identifier, plain_name
 
-__all__ = ["is_token", "not_words", "other_blocks", "words"]
+__all__ = ["ahead_of_text", "is_token", "not_words", "other_blocks", "words"]
 
 # Kinds of content blocks that hold words and nothing else; another kind cannot be judged.
 _WORD_BLOCKS = {
@@ -50,6 +51,12 @@ def other_blocks(message: AIMessage) -> list[Any]:
         elif any(_holds_more(key, block[key]) for key in block.keys() - {"type", "text"}):
             blocks.append({**block, "text": ""})
     return blocks
+
+
+def ahead_of_text(message: AIMessage) -> list[Any]:
+    """Those of `other_blocks` that come before any text; all where no text comes."""
+    content = message.content if isinstance(message.content, list) else []
+    return list(takewhile(lambda b: isinstance(b, dict) and b.get("type") != "text", content))
 
 
 def _holds_more(key: object, value: object) -> bool:

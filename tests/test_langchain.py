@@ -445,6 +445,36 @@ def whole_model(message: AIMessage) -> BaseChatModel:
     return Whole(messages=iter([]))
 
 
+@pytest.mark.parametrize("way", ["invoke", "stream"])
+def test_the_blocks_of_an_answer_that_comes_whole_keep_their_order(way: str) -> None:
+    message = AIMessage(
+        content=[
+            {"type": "reasoning", "reasoning": "They want tea.", "index": 0},
+            {"type": "text", "text": "Tea it is.", "index": 1},
+            {"type": "server_tool_use", "name": "pour", "input": {"what": "tea"}, "index": 2},
+        ]
+    )
+    model = GuardedChatModel(inner=whole_model(message), guard=make_guard())
+    answer = model.invoke("Tea?") if way == "invoke" else total(list(model.stream("Tea?")))
+    kinds = [block["type"] for block in answer.content]
+    assert kinds == ["reasoning", "text", "server_tool_use"]
+    assert answer.text == "Tea it is."
+
+
+@pytest.mark.parametrize("first", [True, False])
+def test_a_block_beside_the_text_of_a_whole_answer_is_judged_on_either_side(
+    call: Any, first: bool
+) -> None:
+    blocks = [
+        {"type": "reasoning", "reasoning": "a bomb it is", "index": 0},
+        {"type": "text", "text": "Tea it is.", "index": 1},
+    ]
+    message = AIMessage(content=blocks if first else blocks[::-1])
+    answer = call(GuardedChatModel(inner=whole_model(message), guard=make_guard()), "Tea?")
+    assert is_block(answer)
+    assert leaks(answer) == 0
+
+
 @pytest.mark.parametrize(
     "said",
     [
