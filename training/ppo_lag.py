@@ -87,8 +87,8 @@ class Args(Ppo):
     """Answers in the moving average of the cost."""
     rank: int = 16
     dtype: DType = field(default_factory=fast_dtype)
-    """Of the frozen weights: bfloat16 where the machine knows it; the LoRA's and the critics' are
-    float32."""
+    """Of the frozen weights: bfloat16 where the machine is faster in it; the LoRA's and the
+    critics' are float32."""
     seed: int = 0
     save_every: int = 5
     """Steps between checkpoints."""

@@ -34,7 +34,7 @@ from training.batching import encode, predict
 from training.data import Example, normalise, read_examples
 from training.lm import LanguageModel, load_policy
 from training.model import ModerationModel, encoder_of
-from training.precision import fast_dtype, knows_bf16
+from training.precision import bf16_pays, fast_dtype
 from training.resuming import refuse_below_one
 from training.rollout import answer_logprobs, given
 from training.runs import ends_in_a_line
@@ -118,7 +118,7 @@ def judge(args: Args, pairs: Sequence[tuple[str, str]]) -> tuple[np.ndarray, np.
     encoder = encoder_of(args.judge)
     rows = encode([Example(p, a, "judged") for p, a in pairs], encoder, 0.0)
     severity, categories = predict(
-        ModerationModel.load(args.judge), rows, encoder.pad_id, bf16=knows_bf16()
+        ModerationModel.load(args.judge), rows, encoder.pad_id, bf16=bf16_pays()
     )
     return (severity >= 0).sum(axis=1), 1 / (1 + np.exp(-categories))
 

@@ -35,7 +35,7 @@ from training.lm import (
     tokenizer_fingerprint,
 )
 from training.plots import PANELS, Curves, draw, read
-from training.precision import DType, knows_bf16
+from training.precision import DType, bf16_pays
 from training.resuming import last_checkpoint
 from training.runs import SIGNALS, stopped
 
@@ -61,8 +61,8 @@ class TuningArgs:
     learning_rate: float = 2e-4
     warmup: float = 0.06
     clip: float = 1.0
-    bf16: bool = field(default_factory=knows_bf16)
-    """Autocast; by default where the machine knows bfloat16."""
+    bf16: bool = field(default_factory=bf16_pays)
+    """Autocast; by default where the machine is faster in bfloat16."""
     dtype: DType = "float32"
     """Of the frozen weights; bfloat16 for models of billions of parameters."""
     checkpoint_activations: bool = False
