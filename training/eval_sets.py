@@ -13,7 +13,13 @@ from typing import Literal
 
 from guardrail.taxonomy import Direction
 from guardrail.verdict import Pair
-from training.data import Example, near_duplicate_groups, normalise, read_jsonl
+from training.data import (
+    Example,
+    deduplicate,
+    near_duplicate_groups,
+    normalise,
+    read_jsonl,
+)
 
 Kind = Literal["annotated", "human", "harmless", "public", "written"]
 
@@ -83,6 +89,18 @@ def human_labels(folder: Path) -> dict[tuple[str, str], bool]:
         for row in read_jsonl(path)
         if row.get("human_safe") is not None
     }
+
+
+def benign_answers(folder: Path, prompts: Collection[str]) -> list[Example]:
+    """Every benign answer to these prompts, normalised, each once; `training.data build` takes a
+    part of them. Empty where the source is not there."""
+    path = folder / "benign.jsonl.gz"
+    rows = read_jsonl(path) if path.exists() else ()
+    return deduplicate(
+        Example(row["prompt"], row["response"], f"benign/{row['source']}", False, 0, [])
+        for row in rows
+        if normalise(row["prompt"]) in prompts
+    )
 
 
 def balanced(examples: Sequence[Example]) -> list[Example]:

@@ -1,0 +1,106 @@
+"""What runs find at a given price: F1 of each where all flag the same share of benign answers.
+
+    python -m training.frontier --models build/small build/plain14
+
+F1 moves with the threshold, and before calibration each run has its own; at equal shares it says
+which run ranks better where it matters. Of runs of `training.moderation`, before export, on the
+validation split; each threshold is the lowest that flags at most so many benign answers.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import tyro
+from numpy.typing import NDArray
+from sklearn.metrics import f1_score, roc_auc_score
+
+from guardrail.calibration import threshold_for_rate
+from guardrail.taxonomy import Direction
+from training.batching import encode, predict
+from training.data import Example, normalise, read_examples
+from training.eval_sets import benign_answers, direction_of, held_out_sets, human_labels
+from training.model import ModerationModel, encoder_of
+from training.precision import bf16_pays
+from training.runs import ends_in_a_line
+
+Floats = NDArray[np.float64]
+
+
+@dataclass
+class Args:
+    models: tuple[Path, ...]
+    """What `training.moderation`, `soup` or `restore` wrote."""
+    data: Path = Path("build/data")
+    source: Path = Path("../shared/data")
+    """Folder of the labelled data: people's labels of annotated answers, and every benign answer to
+    the split's prompts, of which `--data` has a third."""
+    shares: tuple[float, ...] = (0.01, 0.015, 0.02)
+    """Of the benign answers, which may be flagged."""
+
+
+def at_equal_shares(
+    harmful: Mapping[str, tuple[Floats, Floats]], benign: Floats, shares: Sequence[float]
+) -> dict[str, dict[str, float]]:
+    """set -> AUROC, and F1 at each share. harmful: P(harmful) and truth, each (n,), by set; benign:
+    P(harmful) (m,). Raises ValueError without benign texts."""
+    table = {
+        name: {"AUROC": float(roc_auc_score(truth, p))} for name, (p, truth) in harmful.items()
+    }
+    for share in shares:
+        threshold = threshold_for_rate(benign, share).value
+        for name, (p, truth) in harmful.items():
+            table[name][f"F1 at {share:.1%}"] = float(f1_score(truth, p >= threshold))
+    return table
+
+
+def _texts(args: Args) -> tuple[dict[str, list[Example]], list[Example]]:
+    """The validation sets of answers that hold both kinds, and the benign answers."""
+    examples = read_examples(args.data, "validation")
+    sets = {
+        each.name: each.examples
+        for each in held_out_sets(examples, human_labels(args.source))
+        if len({bool(e.unsafe) for e in each.examples}) == 2
+        and direction_of(each.examples[0]) is Direction.OUTPUT
+    }
+    prompts = {normalise(e.prompt) for e in examples if e.source.startswith("benign/")}
+    others = {normalise(e.prompt) for e in read_examples(args.data, "train", "test")}
+    return sets, benign_answers(args.source, prompts - others)
+
+
+def main(args: Args) -> None:
+    sets, benign = _texts(args)
+    if not benign:
+        raise SystemExit(f"{args.source}: no benign answer to a validation prompt of {args.data}")
+    for folder in args.models:
+        score = _scorer(folder)
+        harmful = {
+            name: (score(texts), np.array([bool(e.unsafe) for e in texts], np.float64))
+            for name, texts in sets.items()
+        }
+        print(f"{folder}, {len(benign)} benign answers")
+        for name, row in at_equal_shares(harmful, score(benign), args.shares).items():
+            figures = json.dumps({key: round(value, 3) for key, value in row.items()})
+            print(f"  {name} ({len(sets[name])}): {figures}", flush=True)
+
+
+def _scorer(folder: Path) -> Callable[[Sequence[Example]], Floats]:
+    """What gives texts their P(harmful), (n,), by the run in `folder`."""
+    model, encoder = ModerationModel.load(folder), encoder_of(folder)
+
+    def score(texts: Sequence[Example]) -> Floats:
+        rows = encode(texts, encoder, 0.0)
+        severity, _ = predict(model, rows, encoder.pad_id, bf16=bf16_pays())
+        return 1 / (1 + np.exp(-severity[:, 0].astype(np.float64)))
+
+    return score
+
+
+if __name__ == "__main__":
+    args = tyro.cli(Args)
+    with ends_in_a_line("nothing is kept: the same command starts anew"):
+        main(args)
