@@ -27,8 +27,8 @@ from langchain_core.messages.tool import tool_call_chunk
 
 from guardrail._judging import judge_strings
 from guardrail._langchain_metadata import safe_metadata, safe_usage, token
-from guardrail._langchain_words import ahead_of_text, is_token, not_words, other_blocks, words
-from guardrail._names import plain_name
+from guardrail._langchain_words import ahead_of_text, not_words, other_blocks, words
+from guardrail._names import is_token, plain_name
 from guardrail.chat_model import Message, Reply
 from guardrail.conversation import ChatResult, Check, Close, Emit, Open, Pull, Step
 from guardrail.errors import UpstreamError

@@ -9,7 +9,7 @@ from langchain_core.messages import AIMessage
 from langchain_core.messages.ai import UsageMetadata
 
 from guardrail import _logprobs
-from guardrail._names import is_identifier, plain_name
+from guardrail._names import is_token, plain_name
 from guardrail.chat_model import finish_reason
 
 __all__ = ["safe_metadata", "safe_usage", "token"]
@@ -43,7 +43,7 @@ def safe_usage(message: AIMessage) -> UsageMetadata | None:
 
 def token(said: object) -> str | None:
     """An identifier as it is, None where it is a text."""
-    return said if isinstance(said, str) and is_identifier(said) else None
+    return said if isinstance(said, str) and is_token(said) else None
 
 
 def _safe(key: str, said: object) -> Any:

@@ -10,9 +10,9 @@ from langchain_core.messages import AIMessage, AIMessageChunk
 from pydantic import BaseModel
 
 from guardrail._json_text import parsed
-from guardrail._names import is_identifier, plain_name
+from guardrail._names import is_base64, is_token, plain_name
 
-__all__ = ["ahead_of_text", "is_token", "not_words", "other_blocks", "words"]
+__all__ = ["ahead_of_text", "not_words", "other_blocks", "words"]
 
 # Kinds of content blocks that hold words and nothing else; another kind cannot be judged.
 _WORD_BLOCKS = {
@@ -31,13 +31,6 @@ _API_NAMES = {
     "arguments", "function", "function_call", "id", "index", "name", "parsed",
     "reasoning_content", "refusal", "tool_calls", "type",
 }  # fmt: skip
-
-
-def is_token(value: object) -> bool:
-    """Whether it is an identifier, a model's name or a number: nothing that is a text."""
-    if isinstance(value, str):
-        return is_identifier(value)
-    return value is None or isinstance(value, int | float)
 
 
 def other_blocks(message: AIMessage) -> list[Any]:
@@ -135,5 +128,5 @@ def _in_block(value: object, kind: object) -> Iterator[str]:
 
 def _no_words(key: object, item: object, kind: object) -> bool:
     if key in _SEALED or (kind == "redacted_thinking" and key == "data"):
-        return isinstance(item, str) and is_identifier(item, limit=None)
+        return is_base64(item)
     return key in _TOKENS and is_token(item)

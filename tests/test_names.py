@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from guardrail._names import is_identifier, plain_name
+from guardrail._names import is_base64, is_identifier, is_token, plain_name
 
 
 @pytest.mark.parametrize("said", ["", "call_1|fc_2", "org/model:7b@rev", "gAAAA-_+/w==", "a" * 128])
@@ -36,3 +36,19 @@ def test_what_is_not_one_short_word_is_no_name(said: object) -> None:
 
 def test_a_name_is_given_as_it_is() -> None:
     assert plain_name("tool_calls") == "tool_calls"
+
+
+@pytest.mark.parametrize("said", ["", "call_1", "org/model:7b@rev", "a" * 128, None, 3, 0.5])
+def test_a_token_is_one_word_or_a_number(said: object) -> None:
+    assert is_token(said)
+
+
+@pytest.mark.parametrize("said", ["two words", "a" * 129, "-kill", "kill|you", "a~b", "\\a", ["a"]])
+def test_a_token_has_few_signs_and_an_end(said: object) -> None:
+    assert not is_token(said)
+
+
+@pytest.mark.parametrize("said", ["kill.you", "kill:you", "kill@you", "kill|you", "kill you", None])
+def test_what_is_sealed_has_the_signs_of_base64_alone(said: object) -> None:
+    assert is_base64("gAAAA-_+/w==" * 1000)
+    assert not is_base64(said)
