@@ -13,17 +13,18 @@ def _seconds(dtype: torch.dtype) -> float:
     square = torch.ones(768, 768).to(dtype)
     times = []
     for _ in range(8):
-        started = time.perf_counter()
+        started = time.thread_time()
         square @ square
-        times.append(time.perf_counter() - started)
+        times.append(time.thread_time() - started)
     return min(times)
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="asks about the processor")
+@pytest.mark.usefixtures("one_thread")
 def test_bfloat16_is_taken_only_where_it_is_the_faster() -> None:
     slower = _seconds(torch.bfloat16) / _seconds(torch.float32)
     if precision.bf16_pays():
-        assert slower < 1.5  # well under 1; the machine may be busy
+        assert slower < 1.5  # well under 1; the caches are shared
     else:
         assert slower > 0.5
         assert precision.fast_dtype() == "float32"
