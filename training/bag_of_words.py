@@ -21,6 +21,7 @@ from sklearn.linear_model import LogisticRegression
 from tqdm import tqdm
 
 from training.data import normalise, read_examples, targets
+from training.ending import ends_in_a_line
 from training.metrics import moderation_metrics
 
 
@@ -132,8 +133,6 @@ def main(args: Args) -> None:
 
 
 if __name__ == "__main__":
-    from training.runs import ends_in_a_line  # its torch is not needed to import what is here
-
     args = tyro.cli(Args)
     with ends_in_a_line("nothing is kept: the same command starts anew"):
         main(args)

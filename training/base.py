@@ -18,8 +18,8 @@ import tyro
 from guardrail.artifact import installed_models, read_manifest
 from training import calibrate, export, moderation
 from training.bases import MPNET
+from training.ending import ends_in_a_line
 from training.retrain import install
-from training.runs import ends_in_a_line
 
 LIMIT_MB = 150
 

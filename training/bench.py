@@ -24,8 +24,8 @@ from transformers import RobertaConfig, RobertaForSequenceClassification
 
 from guardrail._int8 import make_exact
 from guardrail.artifact import artifact_folder, read_manifest
+from training.ending import ends_in_a_line
 from training.quantize import dynamic_int8
-from training.runs import ends_in_a_line
 
 
 @dataclass

@@ -37,6 +37,7 @@ from guardrail.policy import LEVELS
 from guardrail.taxonomy import Category, Direction
 from guardrail.verdict import Pair
 from training.data import Example, read_examples, targets
+from training.ending import ends_in_a_line
 from training.eval_sets import direction_of, held_out_sets, human_labels
 from training.eval_statements import statements_held_out
 from training.everyday_texts import everyday_texts
@@ -331,8 +332,6 @@ def main(args: Args) -> None:
 
 
 if __name__ == "__main__":
-    from training.runs import ends_in_a_line  # its torch is not needed to import what is here
-
     args = tyro.cli(Args)
     with ends_in_a_line("the manifest is as it was: the same command starts anew"):
         main(args)

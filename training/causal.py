@@ -16,8 +16,8 @@ from typing import Any
 from transformers import AutoConfig
 
 from training.bases import base_folder
+from training.ending import in_a_line
 from training.model import is_causal
-from training.runs import in_a_line
 
 _NAMES = {"<|im_start|>": "<s>", "<|im_end|>": "</s>", "<|endoftext|>": "<pad>"}
 

@@ -29,6 +29,7 @@ from training.annotation.agreement import cohen_kappa, confusion
 from training.annotation.confident import Suspects, label_errors, noise
 from training.bag_of_words import out_of_fold
 from training.data import Example, read_examples, write_examples
+from training.ending import ends_in_a_line
 from training.eval_sets import human_labels
 
 Soft = dict[str, list[float]]
@@ -281,8 +282,6 @@ def _report(
 
 
 if __name__ == "__main__":
-    from training.runs import ends_in_a_line  # its torch is not needed to import what is here
-
     args = tyro.cli(Args)
     with ends_in_a_line("nothing is kept: the same command starts anew"):
         main(args)

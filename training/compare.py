@@ -25,6 +25,7 @@ from guardrail.moderator import OnnxModerator
 from guardrail.taxonomy import Severity
 from training.data import Example, normalise, read_examples
 from training.decisions import decide
+from training.ending import ends_in_a_line
 
 Ints = NDArray[np.int64]
 
@@ -213,8 +214,6 @@ def main(args: Args) -> None:
 
 
 if __name__ == "__main__":
-    from training.runs import ends_in_a_line  # its torch is not needed to import what is here
-
     args = tyro.cli(Args)
     with ends_in_a_line("nothing is kept: the same command starts anew"):
         main(args)

@@ -27,6 +27,7 @@ import tyro
 
 from guardrail.taxonomy import Category
 from training.duplicates import near_duplicate_groups
+from training.ending import ends_in_a_line
 from training.rows import checked, each, published
 
 CATEGORIES = [category.value for category in Category]
@@ -393,7 +394,5 @@ def card(out: Path = Path("build/data")) -> None:
 
 
 if __name__ == "__main__":
-    from training.runs import ends_in_a_line  # its torch is not needed to import what is here
-
     with ends_in_a_line("nothing is kept: the same command starts anew"):
         tyro.extras.subcommand_cli_from_dict({"build": build, "report": card})

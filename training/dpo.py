@@ -31,6 +31,7 @@ from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 from trl import DPOConfig, DPOTrainer
 
+from training.ending import ends_in_a_line
 from training.lm import LanguageModel, encode_answer, encode_prompt, messages
 from training.losses import dpo_loss
 from training.preferences import (
@@ -45,7 +46,6 @@ from training.preferences import (
 )
 from training.resuming import claim, refuse_below_one, remember_rows
 from training.rollout import answer_logprobs, given
-from training.runs import ends_in_a_line
 from training.tuning import (
     TuningArgs,
     Watched,

@@ -29,6 +29,7 @@ from guardrail.taxonomy import Category, Direction
 from training.contrast import prompts
 from training.data import Example, Split, normalise, read_examples, targets
 from training.decisions import Decisions, decide
+from training.ending import ends_in_a_line
 from training.eval_sets import EvalSet, direction_of, held_out_sets, human_labels, public_sets
 from training.eval_statements import statement_sets
 from training.evaluation_report import fill_card, markdown
@@ -267,8 +268,6 @@ def main(args: Args) -> None:
 
 
 if __name__ == "__main__":
-    from training.runs import ends_in_a_line  # its torch is not needed to import what is here
-
     args = tyro.cli(Args)
     with ends_in_a_line("raw scores are kept: the same command goes on from there"):
         main(args)

@@ -23,6 +23,7 @@ import tyro
 from guardrail import Action, Guard, Pair
 from training.bases import SMOLLM2
 from training.data import normalise
+from training.ending import ends_in_a_line
 from training.lm import BASES_FOLDER, LanguageModel, encode_prompt, load_policy
 from training.on_policy import REPEATING, whole_sentences
 from training.precision import fast_dtype
@@ -30,7 +31,6 @@ from training.preference_rows import Demonstration
 from training.preferences import read_demonstrations, write_rows
 from training.resuming import claim, kept_rows
 from training.rollout import greedy, sample, texts
-from training.runs import ends_in_a_line
 from training.suppression_report import refuses, repetition
 
 _MARK = "Hello"  # any text that a chat template leaves as it is

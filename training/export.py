@@ -26,9 +26,9 @@ from guardrail.verdict import Pair
 from training.bases import BASES, MINILM
 from training.batching import encode, predict
 from training.data import Example, read_examples
+from training.ending import ends_in_a_line
 from training.model import ModerationModel, encoder_of, summary_of
 from training.quantize import mixed_int8, to_fp16
-from training.runs import ends_in_a_line
 from training.scoring import text_logits
 from training.speed import measure, text
 

@@ -26,10 +26,11 @@ from numpy.typing import NDArray
 from guardrail._files import sha256_of
 from guardrail._int8 import make_exact
 from guardrail.local import ChatEncoder, ChatFormat, OnnxChat, PolicyManifest
+from training.ending import ends_in_a_line
 from training.llama_onnx import LlamaShape, Precision, build
 from training.lm import BASES_FOLDER, LanguageModel, encode_prompt, load_policy, stop_tokens
 from training.rollout import greedy
-from training.runs import ends_in_a_line, make_folder
+from training.runs import make_folder
 
 PROMPTS = (
     "What can I cook with lentils and carrots?",

@@ -23,10 +23,10 @@ from guardrail.calibration import threshold_for_rate
 from guardrail.taxonomy import Direction
 from training.batching import encode, predict
 from training.data import Example, normalise, read_examples
+from training.ending import ends_in_a_line
 from training.eval_sets import benign_answers, direction_of, held_out_sets, human_labels
 from training.model import ModerationModel, encoder_of
 from training.precision import bf16_pays
-from training.runs import ends_in_a_line
 
 Floats = NDArray[np.float64]
 

@@ -24,9 +24,9 @@ import tyro
 from guardrail.encoding import Encoder
 from training.batching import encode, predict
 from training.data import Example, read_examples
+from training.ending import ends_in_a_line
 from training.model import ModerationModel, encoder_of
 from training.precision import bf16_pays
-from training.runs import ends_in_a_line
 
 
 @dataclass

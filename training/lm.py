@@ -20,8 +20,9 @@ from safetensors import SafetensorError
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerBase
 
 from training.bases import SMOLLM2, base_folder
+from training.ending import in_a_line
 from training.precision import DType
-from training.runs import digest_of, in_a_line
+from training.runs import digest_of
 
 __all__ = [
     "BASES_FOLDER",

@@ -35,6 +35,7 @@ from training.bases import MINILM
 from training.batching import Encoded, batches, encode, predict, tensors
 from training.causal import moderation_base
 from training.data import Example, read_examples
+from training.ending import ends_in_a_line
 from training.eval_sets import human_labels
 from training.everyday_texts import everyday_texts
 from training.metrics import moderation_metrics
@@ -46,7 +47,6 @@ from training.precision import bf16_pays
 from training.quantized import quantization_aware, settle
 from training.restore import begin
 from training.runs import (
-    ends_in_a_line,
     identity,
     load_whole,
     make_folder,

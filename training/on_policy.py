@@ -24,13 +24,13 @@ import torch
 import tyro
 
 from guardrail.verdict import Pair
+from training.ending import ends_in_a_line
 from training.lm import BASES_FOLDER, LanguageModel, encode_prompt, load_policy
 from training.precision import fast_dtype
 from training.preference_rows import Demonstration, Preference
 from training.preferences import read_demonstrations, read_shown, write_rows
 from training.resuming import claim, kept_rows, refuse_below_one
 from training.rollout import EndlessPrompts, rollout_prompts, sample, texts
-from training.runs import ends_in_a_line
 from training.scorers import Scorer, open_scorer, refuse_wrong_sign
 from training.suppression_report import refuses, repetition
 

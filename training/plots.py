@@ -14,6 +14,8 @@ from typing import Annotated, Any
 
 import tyro
 
+from training.ending import ends_in_a_line
+
 Row = dict[str, float]
 FILE = "curves.jsonl"
 # What a figure shows of what there is: the key of a row, and its axis.
@@ -138,7 +140,5 @@ def draw(
 
 
 if __name__ == "__main__":
-    from training.runs import ends_in_a_line  # its torch is not needed to import what is here
-
     with ends_in_a_line("nothing is kept: the same command starts anew"):
         tyro.cli(draw)

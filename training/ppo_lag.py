@@ -28,6 +28,7 @@ from peft import get_peft_model_state_dict, set_peft_model_state_dict
 from guardrail._files import sha256_of, write_json
 from guardrail.errors import ModerationError
 from training.bases import SMOLLM2
+from training.ending import ends_in_a_line
 from training.lagrange import LagrangeMultiplier
 from training.lm import (
     BASES_FOLDER,
@@ -53,7 +54,7 @@ from training.rollout import (
     survey,
     texts,
 )
-from training.runs import ends_in_a_line, refuse_other_weights, save_whole
+from training.runs import refuse_other_weights, save_whole
 from training.scorers import Scorer, open_scorer, refuse_wrong_sign
 from training.tuning import StopAtSignal
 

@@ -33,6 +33,7 @@ from training.data import (
     read_examples,
     read_jsonl,
 )
+from training.ending import ends_in_a_line
 from training.preference_rows import (
     KINDS,
     Demonstration,
@@ -326,7 +327,5 @@ def report(out: Path = Path("build/preferences")) -> None:
 
 
 if __name__ == "__main__":
-    from training.runs import ends_in_a_line  # its torch is not needed to import what is here
-
     with ends_in_a_line("nothing is kept: the same command starts anew"):
         tyro.extras.subcommand_cli_from_dict({"build": build, "report": report})

@@ -25,8 +25,8 @@ import tyro
 from safetensors.torch import load_file, save_file
 
 from guardrail._files import sha256_of, write_json
+from training.ending import ends_in_a_line
 from training.lm import refuse_not_finite
-from training.runs import ends_in_a_line
 
 WEIGHTS = "adapter_model.safetensors"
 _LONG = ("history", "sha256", "files")  # curves, and hashes of weights that are not handed out

@@ -23,8 +23,9 @@ from onnx import NodeProto, numpy_helper
 
 from guardrail.artifact import read_manifest
 from training.bases import base_folder
+from training.ending import ends_in_a_line, in_a_line
 from training.model import ModerationModel
-from training.runs import ends_in_a_line, in_a_line, load_whole
+from training.runs import load_whole
 
 _PRODUCTS = {"MatMul", "MatMulInteger", "MatMulNBits", "Gemm"}
 _EMBEDDING = "encoder.embeddings.word_embeddings.weight"

@@ -36,7 +36,7 @@ from training.data import (
     read_examples,
     write_examples,
 )
-from training.runs import ends_in_a_line
+from training.ending import ends_in_a_line
 
 SOURCE = "annotated/store"
 

@@ -1,5 +1,5 @@
 """What training runs share: a learning rate that warms up and fades, checkpoints that are whole and
-of the run that goes on from them, the folder they write to, errors and signals in one line."""
+of the run that goes on from them, the folder they write to."""
 
 from __future__ import annotations
 
@@ -7,30 +7,21 @@ import hashlib
 import json
 import os
 import pickle
-import signal
-import sys
-from collections.abc import Collection, Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Collection, Iterable
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from guardrail.errors import GuardrailError
-
 __all__ = [
-    "SIGNALS",
     "digest_of",
-    "ends_in_a_line",
     "identity",
-    "in_a_line",
     "load_whole",
     "make_folder",
     "refuse_another",
     "refuse_other_weights",
     "save_whole",
-    "stopped",
     "warmup_then_linear",
 ]
 
@@ -73,44 +64,6 @@ def make_folder(folder: Path) -> None:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise SystemExit(f"{folder}: no folder can be made here: {error.strerror}") from error
-
-
-def in_a_line(error: Exception | str) -> str:
-    """What libraries say over many lines, in one."""
-    text = " ".join(str(error).split())
-    return text if len(text) < 300 else f"{text[:300]}..."
-
-
-SIGNALS = (signal.SIGINT, signal.SIGTERM)
-
-
-def stopped(number: int, message: str) -> SystemExit:
-    """To be raised at a signal: `message` is printed, the exit status is a shell's (130, 143)."""
-    print(message, file=sys.stderr, flush=True)
-    error = SystemExit(message)
-    error.code = 128 + number
-    return error
-
-
-@contextmanager
-def ends_in_a_line(kept: str) -> Iterator[None]:
-    """SIGINT and SIGTERM end what is within at once, by `stopped`, and so does an error of the SDK
-    or of a file, such as a model that is not there: both in a line, without a traceback.
-
-    kept: what of the work is kept, and what the same command does when it is given again.
-    """
-
-    def end(number: int, _: object) -> None:
-        raise stopped(number, f"stopped: {kept}")
-
-    before = {number: signal.signal(number, end) for number in SIGNALS}
-    try:
-        yield
-    except (GuardrailError, OSError) as error:
-        raise SystemExit(in_a_line(error)) from error
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
 
 
 def digest_of(content: object) -> str:

@@ -18,9 +18,9 @@ from transformers import AutoModel
 from guardrail.encoding import EncoderConfig, Window, pad
 from guardrail.score import Layout, layout_of
 from training.bases import base_folder
+from training.ending import in_a_line
 from training.lm import load_policy
 from training.model import ModerationModel, mean_pooled
-from training.runs import in_a_line
 
 
 class Score(nn.Module):

@@ -25,10 +25,10 @@ from scipy.stats import rankdata
 from sklearn.metrics import roc_auc_score
 
 from guardrail.score import ScoreKind
+from training.ending import ends_in_a_line
 from training.metrics import bootstrap
 from training.preference_rows import kinds_of_prompts
 from training.preferences import Preference, read_demonstrations, read_preferences
-from training.runs import ends_in_a_line
 from training.scorers import open_scorer, refuse_wrong_sign
 
 

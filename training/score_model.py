@@ -30,6 +30,7 @@ from torch import Tensor
 from guardrail.encoding import Window, pad
 from guardrail.score import Layout, ScoreKind
 from training.bases import MINILM, SMOLLM2
+from training.ending import ends_in_a_line
 from training.losses import bradley_terry, magnitude, sign_loss
 from training.precision import bf16_pays
 from training.preferences import (
@@ -40,7 +41,6 @@ from training.preferences import (
     refuse_flipped,
 )
 from training.runs import (
-    ends_in_a_line,
     identity,
     make_folder,
     refuse_another,

@@ -19,7 +19,7 @@ import numpy as np
 import tyro
 
 from training import moderation
-from training.runs import ends_in_a_line
+from training.ending import ends_in_a_line
 
 FIGURES = ("auroc", "f1", "recall", "fpr", "grave_recall", "kappa", "category_micro_f1", "ece")
 _OWN = {"seed", "out", "checkpoint_seconds", "bf16"}  # in which runs of one recipe may differ

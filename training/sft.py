@@ -23,10 +23,10 @@ from datasets import Dataset
 from transformers import PreTrainedTokenizerBase
 from trl import SFTConfig, SFTTrainer
 
+from training.ending import ends_in_a_line
 from training.lm import encode_answer, encode_prompt
 from training.preferences import Demonstration, Kind, read_demonstrations
 from training.resuming import claim, refuse_below_one, remember_rows
-from training.runs import ends_in_a_line
 from training.tuning import (
     TuningArgs,
     Watched,

@@ -20,10 +20,10 @@ import torch
 import tyro
 from torch import Tensor
 
+from training.ending import ends_in_a_line
 from training.model import ModerationModel, summary_of
 from training.quantized import quantization_aware, settle
 from training.restore import weights_of
-from training.runs import ends_in_a_line
 
 
 @dataclass

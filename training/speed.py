@@ -23,6 +23,7 @@ from guardrail._onnx import Device, DeviceError
 from guardrail.artifact import read_manifest, write_manifest
 from guardrail.encoding import Window
 from guardrail.moderator import OnnxModerator
+from training.ending import ends_in_a_line
 
 __all__ = ["measure"]
 
@@ -116,8 +117,6 @@ def main(args: Args) -> None:
 
 
 if __name__ == "__main__":
-    from training.runs import ends_in_a_line  # its torch is not needed to import what is here
-
     args = tyro.cli(Args)
     with ends_in_a_line("nothing is kept: the same command starts anew"):
         main(args)

@@ -32,12 +32,12 @@ from guardrail._files import write_json
 from guardrail.verdict import Pair
 from training.batching import encode, predict
 from training.data import Example, normalise, read_examples
+from training.ending import ends_in_a_line
 from training.lm import LanguageModel, load_policy
 from training.model import ModerationModel, encoder_of
 from training.precision import bf16_pays, fast_dtype
 from training.resuming import refuse_below_one
 from training.rollout import answer_logprobs, given
-from training.runs import ends_in_a_line
 from training.scorers import Scorer, open_scorer, refuse_wrong_sign
 from training.suppression_answers import AnswerArgs, answer_all, answers_file, policies_of
 from training.suppression_report import (

@@ -25,6 +25,7 @@ from transformers import TrainerCallback, TrainerControl, TrainerState, Training
 
 from guardrail._files import sha256_of, write_json
 from training.bases import SMOLLM2
+from training.ending import SIGNALS, stopped
 from training.lm import (
     BASES_FOLDER,
     LanguageModel,
@@ -37,7 +38,6 @@ from training.lm import (
 from training.plots import PANELS, Curves, draw, read
 from training.precision import DType, bf16_pays
 from training.resuming import last_checkpoint
-from training.runs import SIGNALS, stopped
 
 
 @dataclass(kw_only=True)

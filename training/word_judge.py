@@ -24,6 +24,7 @@ from sklearn.metrics import precision_recall_curve
 from training import bag_of_words
 from training.bag_of_words import Side, features, fit_features
 from training.data import Split, read_examples
+from training.ending import ends_in_a_line
 from training.metrics import binary_metrics
 
 _SHOWN = ("n", "unsafe", "auroc", "f1", "recall", "fpr")
@@ -97,7 +98,5 @@ def main(data: Path = Path("build/data")) -> None:
 
 
 if __name__ == "__main__":
-    from training.runs import ends_in_a_line  # its torch is not needed to import what is here
-
     with ends_in_a_line("nothing is kept: the same command starts anew"):
         tyro.cli(main)

@@ -22,8 +22,8 @@ from scipy.stats import spearmanr  # noqa: E402
 from guardrail.score import OnnxScorer  # noqa: E402
 from training import score_model  # noqa: E402
 from training.data import read_jsonl  # noqa: E402
+from training.ending import ends_in_a_line  # noqa: E402
 from training.preferences import Preference, read_preferences  # noqa: E402
-from training.runs import ends_in_a_line  # noqa: E402
 from training.score_backbone import EncoderScore  # noqa: E402
 from training.score_metrics import correlation, held_out, score_metrics  # noqa: E402
 from training.score_metrics import main as score_metrics_main  # noqa: E402

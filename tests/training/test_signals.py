@@ -34,7 +34,7 @@ from training import (  # noqa: E402, F401
     sft,
     suppression,
 )
-from training.runs import ends_in_a_line  # noqa: E402
+from training.ending import ends_in_a_line  # noqa: E402
 
 SIGNALS = [signal.SIGINT, signal.SIGTERM]
 
