@@ -17,6 +17,7 @@ from pathlib import Path
 import numpy as np
 import tyro
 from numpy.typing import NDArray
+from scipy.special import expit
 from sklearn.metrics import f1_score, roc_auc_score
 
 from guardrail.calibration import threshold_for_rate
@@ -68,8 +69,7 @@ def _texts(args: Args) -> tuple[dict[str, list[Example]], list[Example]]:
         and direction_of(each.examples[0]) is Direction.OUTPUT
     }
     prompts = {normalise(e.prompt) for e in examples if e.source.startswith("benign/")}
-    others = {normalise(e.prompt) for e in read_examples(args.data, "train", "test")}
-    return sets, benign_answers(args.source, prompts - others)
+    return sets, benign_answers(args.source, prompts)  # no split shares a prompt with another
 
 
 def main(args: Args) -> None:
@@ -95,7 +95,7 @@ def _scorer(folder: Path) -> Callable[[Sequence[Example]], Floats]:
     def score(texts: Sequence[Example]) -> Floats:
         rows = encode(texts, encoder, 0.0)
         severity, _ = predict(model, rows, encoder.pad_id, bf16=bf16_pays())
-        return 1 / (1 + np.exp(-severity[:, 0].astype(np.float64)))
+        return np.asarray(expit(severity[:, 0]), np.float64)
 
     return score
 
