@@ -117,7 +117,8 @@ def _annotated(row: dict[str, Any]) -> Example:
     )
 
 
-def _benign(row: dict[str, Any]) -> Example:
+def benign_answer(row: dict[str, Any]) -> Example:
+    """A row of `benign.jsonl.gz`."""
     return Example(
         prompt=row["prompt"],
         response=row["response"],
@@ -130,12 +131,12 @@ def _benign(row: dict[str, Any]) -> Example:
 
 
 def _benign_prompt(row: dict[str, Any]) -> Example:
-    return replace(_benign(row), response=None)
+    return replace(benign_answer(row), response=None)
 
 
 def _over_refusal(row: dict[str, Any]) -> Example:
     return replace(
-        _benign({**row, "response": None}),
+        benign_answer({**row, "response": None}),
         source=f"over_refusal/{row['source']}",
         origin={"severity": "human", "categories": "derived"},
     )
@@ -199,7 +200,7 @@ LOCAL_SOURCES = (
     Source("annotated_responses", _annotated),
     Source("annotated_prompts", _annotated),
     Source("over_refusal_prompts", _over_refusal),
-    Source("benign", _benign, limit=4000),
+    Source("benign", benign_answer, limit=4000),
     Source("benign", _benign_prompt, limit=1500),
     Source("prompts", _severity_tagged_prompt, limit=3000),
     Source("responses", _response),

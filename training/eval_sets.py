@@ -15,6 +15,7 @@ from guardrail.taxonomy import Direction
 from guardrail.verdict import Pair
 from training.data import (
     Example,
+    benign_answer,
     deduplicate,
     near_duplicate_groups,
     normalise,
@@ -91,16 +92,13 @@ def human_labels(folder: Path) -> dict[tuple[str, str], bool]:
     }
 
 
-def benign_answers(folder: Path, prompts: Collection[str]) -> list[Example]:
-    """Every benign answer to these prompts, normalised, each once; `training.data build` takes a
-    part of them. Empty where the source is not there."""
+def benign_answers(folder: Path, split: Sequence[Example]) -> list[Example]:
+    """Every benign answer to a split's benign prompts, each once; `training.data build` takes a
+    part of them, and no split shares a prompt with another. Empty where the source is not there."""
+    prompts = {normalise(e.prompt) for e in split if e.source.startswith("benign/")}
     path = folder / "benign.jsonl.gz"
     rows = read_jsonl(path) if path.exists() else ()
-    return deduplicate(
-        Example(row["prompt"], row["response"], f"benign/{row['source']}", False, 0, [])
-        for row in rows
-        if normalise(row["prompt"]) in prompts
-    )
+    return deduplicate(benign_answer(row) for row in rows if normalise(row["prompt"]) in prompts)
 
 
 def balanced(examples: Sequence[Example]) -> list[Example]:

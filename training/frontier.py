@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -23,7 +23,7 @@ from sklearn.metrics import f1_score, roc_auc_score
 from guardrail.calibration import threshold_for_rate
 from guardrail.taxonomy import Direction
 from training.batching import encode, predict
-from training.data import Example, normalise, read_examples
+from training.data import Example, read_examples
 from training.ending import ends_in_a_line
 from training.eval_sets import benign_answers, direction_of, held_out_sets, human_labels
 from training.model import ModerationModel, encoder_of
@@ -42,6 +42,8 @@ class Args:
     the split's prompts, of which `--data` has a third."""
     shares: tuple[float, ...] = (0.01, 0.015, 0.02)
     """Of the benign answers, which may be flagged."""
+    prompt_shares: tuple[float, ...] = (0.0,)
+    """How much of the logit of its prompt alone is added to an answer's, a table for each."""
 
 
 def at_equal_shares(
@@ -68,34 +70,48 @@ def _texts(args: Args) -> tuple[dict[str, list[Example]], list[Example]]:
         if len({bool(e.unsafe) for e in each.examples}) == 2
         and direction_of(each.examples[0]) is Direction.OUTPUT
     }
-    prompts = {normalise(e.prompt) for e in examples if e.source.startswith("benign/")}
-    return sets, benign_answers(args.source, prompts)  # no split shares a prompt with another
+    return sets, benign_answers(args.source, examples)
 
 
 def main(args: Args) -> None:
     sets, benign = _texts(args)
     if not benign:
         raise SystemExit(f"{args.source}: no benign answer to a validation prompt of {args.data}")
+    truth = {
+        name: np.array([bool(e.unsafe) for e in texts], np.float64) for name, texts in sets.items()
+    }
     for folder in args.models:
-        score = _scorer(folder)
-        harmful = {
-            name: (score(texts), np.array([bool(e.unsafe) for e in texts], np.float64))
-            for name, texts in sets.items()
-        }
-        print(f"{folder}, {len(benign)} benign answers")
-        for name, row in at_equal_shares(harmful, score(benign), args.shares).items():
-            figures = json.dumps({key: round(value, 3) for key, value in row.items()})
-            print(f"  {name} ({len(sets[name])}): {figures}", flush=True)
+        logits_of = _scorer(folder, alone=any(args.prompt_shares))
+        harmful = {name: logits_of(texts) for name, texts in sets.items()}
+        harmless = logits_of(benign)
+        for share in args.prompt_shares:
+            with_prompt = {name: (combined(z, share), truth[name]) for name, z in harmful.items()}
+            table = at_equal_shares(with_prompt, combined(harmless, share), args.shares)
+            prompts = f", {share:g} of the prompt's logit" if share else ""
+            print(f"{folder}{prompts}, {len(benign)} benign answers")
+            for name, row in table.items():
+                figures = json.dumps({key: round(value, 3) for key, value in row.items()})
+                print(f"  {name} ({len(sets[name])}): {figures}", flush=True)
 
 
-def _scorer(folder: Path) -> Callable[[Sequence[Example]], Floats]:
-    """What gives texts their P(harmful), (n,), by the run in `folder`."""
+def combined(logits: Floats, prompt_share: float) -> Floats:
+    """P(harmful), (n,), of the logits of answers and of their prompts, (2, n)."""
+    return np.asarray(expit(logits[0] + prompt_share * logits[1]), np.float64)
+
+
+def _scorer(folder: Path, *, alone: bool) -> Callable[[Sequence[Example]], Floats]:
+    """What gives answers their logits of harm by the run in `folder`, and, if `alone`, those of
+    their prompts (else zeros): (2, n)."""
     model, encoder = ModerationModel.load(folder), encoder_of(folder)
 
+    def harm(texts: Sequence[Example]) -> Floats:
+        severity, _ = predict(model, encode(texts, encoder, 0.0), encoder.pad_id, bf16=bf16_pays())
+        return np.asarray(severity[:, 0], np.float64)
+
     def score(texts: Sequence[Example]) -> Floats:
-        rows = encode(texts, encoder, 0.0)
-        severity, _ = predict(model, rows, encoder.pad_id, bf16=bf16_pays())
-        return np.asarray(expit(severity[:, 0]), np.float64)
+        own = harm(texts)
+        prompts = [replace(e, response=None) for e in texts]
+        return np.stack([own, harm(prompts) if alone else np.zeros_like(own)])
 
     return score
 

@@ -15,7 +15,7 @@ pytest.importorskip("torch")
 pytest.importorskip("tyro")
 
 from training import frontier, moderation
-from training.data import normalise
+from training.data import Example
 from training.eval_sets import benign_answers
 from training.frontier import at_equal_shares
 
@@ -43,6 +43,12 @@ def test_scores_that_are_stretched_change_nothing(flagged: int, power: float) ->
     assert plain["set"] == pytest.approx(stretched["set"])
 
 
+def test_a_share_of_the_prompts_logit_is_added_to_the_answers() -> None:
+    logits = np.array([[0.0, 1.0, -1.0], [2.0, -2.0, 0.0]])
+    expected = 1 / (1 + np.exp(-np.array([1.0, 0.0, -1.0])))
+    assert frontier.combined(logits, 0.5) == pytest.approx(expected)
+
+
 def _write_benign(folder: Path, prompts: list[str]) -> None:
     folder.mkdir()
     with gzip.open(folder / "benign.jsonl.gz", "wt", encoding="utf-8") as file:
@@ -53,10 +59,11 @@ def _write_benign(folder: Path, prompts: list[str]) -> None:
 
 def test_benign_answers_are_those_of_the_prompts_each_once(tmp_path: Path) -> None:
     _write_benign(tmp_path / "source", ["how 1", "How  2?", "how 3"])
-    found = benign_answers(tmp_path / "source", {normalise("how 1"), normalise("how 2?")})
+    split = [Example(prompt, None, "benign/a") for prompt in ("how 1", "how 2?")]
+    found = benign_answers(tmp_path / "source", [*split, Example("how 3", None, "annotated/a")])
     assert len(found) == 4
     assert {e.prompt for e in found} == {"how 1", "How  2?"}
-    assert benign_answers(tmp_path, {"how 1"}) == []
+    assert benign_answers(tmp_path, split) == []
 
 
 def test_the_command_puts_two_runs_side_by_side(
@@ -76,5 +83,10 @@ def test_the_command_puts_two_runs_side_by_side(
     said = capsys.readouterr().out
     assert said.count("annotated answers") == 2
     assert said.count("F1 at 2.0%") == 2
+    prompts = frontier.Args(runs[:1], tiny_data, tmp_path / "source", prompt_shares=(0.0, 5.0))
+    frontier.main(prompts)
+    alone, with_prompt = capsys.readouterr().out.split("5 of the prompt's logit")
+    assert alone.splitlines()[1] in said
+    assert with_prompt.count("annotated answers") == 1
     with pytest.raises(SystemExit, match=r"no benign answer to a validation prompt"):
         frontier.main(frontier.Args(runs, data=tiny_data, source=tmp_path))
