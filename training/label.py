@@ -42,9 +42,6 @@ class Args:
     """Weight in the loss of a relabelled text."""
     blend: bool = False
     """Average with the soft labels that `--data` has from another teacher: an ensemble of two."""
-    prompt_share: float = 0.0
-    """How much of the severity logits of its prompt alone is added to those of an answer: people
-    are stricter with what answers something harmful than the rubric is."""
     chunk: int = 512
     bf16: bool = field(default_factory=bf16_pays)
     """Autocast; by default where the machine is faster in bfloat16."""
@@ -54,11 +51,8 @@ def relabel(
     model: ModerationModel, encoder: Encoder, examples: Sequence[Example], args: Args
 ) -> list[Example]:
     """Each example with the teacher's probabilities as its `soft` labels."""
-    severity, categories = _logits(model, encoder, examples, args)
-    if args.prompt_share:
-        answers = np.array([example.response is not None for example in examples])
-        alone, _ = _logits(model, encoder, [replace(e, response=None) for e in examples], args)
-        severity = severity + args.prompt_share * alone * answers[:, None]
+    rows = encode(examples, encoder, 0.0)
+    severity, categories = predict(model, rows, encoder.pad_id, bf16=args.bf16)
     labelled = []
     for example, s, c in zip(examples, severity, categories, strict=True):
         soft = {"severity": _probabilities(s), "categories": _probabilities(c)}
@@ -74,14 +68,6 @@ def relabel(
             )
         )
     return labelled
-
-
-def _logits(
-    model: ModerationModel, encoder: Encoder, examples: Sequence[Example], args: Args
-) -> tuple[np.ndarray, np.ndarray]:
-    """Severity (n, 3), categories (n, 19)."""
-    rows = encode(examples, encoder, 0.0)
-    return predict(model, rows, encoder.pad_id, bf16=args.bf16)
 
 
 def _probabilities(logits: np.ndarray) -> np.ndarray:

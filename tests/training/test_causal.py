@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import json
-from dataclasses import replace
 from pathlib import Path
 
-import numpy as np
 import pytest
 from tiny_policy import llama
 
@@ -75,18 +73,6 @@ def test_its_first_layers_learn_and_teach(
     severity, _ = predict(teacher, encode(_bare(soft), encoder, 0.0), encoder.pad_id, bf16=False)
     said = [example.soft["severity"][0] for example in soft if example.soft]
     expected = torch.tensor(severity[:, 0]).sigmoid().numpy()
-    assert said == pytest.approx(expected, abs=0.02)
-
-    stricter = tmp_path / "stricter"
-    how = label.Args(args.out, tiny_data, stricter, trusted=("benign/",), prompt_share=0.5)
-    label.main(how)
-    prompts = [replace(e, response=None) for e in _bare(soft)]
-    alone, _ = predict(teacher, encode(prompts, encoder, 0.0), encoder.pad_id, bf16=False)
-    answers = np.array([example.response is not None for example in soft])
-    assert answers.any()
-    expected = 1 / (1 + np.exp(-severity[:, 0] - 0.5 * alone[:, 0] * answers))
-    soft = [e for e in read_examples(stricter, "train") if e.source.startswith("annotated/")]
-    said = [example.soft["severity"][0] for example in soft if example.soft]
     assert said == pytest.approx(expected, abs=0.02)
 
 
