@@ -36,25 +36,31 @@ def text_logits(
 
 def cached_logits(
     moderator: OnnxModerator, pairs: Sequence[Pair], cache: Path | None, *, label: str = ""
-) -> tuple[np.ndarray, np.ndarray]:
-    """`text_logits`, kept in a file of `cache` named after the model's hash and the texts as the
-    model sees them, so that a run that was stopped, or whose calibration alone has changed, judges
-    nothing twice."""
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """`text_logits` and the prompts' own (n, 3), kept in a file of `cache` named after the
+    model's hash and the texts as the model sees them, so that a run that was stopped, or whose
+    calibration alone has changed, judges nothing twice."""
     if cache is None or not pairs:
-        return text_logits(moderator, pairs, label=label)
+        return *text_logits(moderator, pairs, label=label), moderator.prompt_logits(pairs)
     texts = json.dumps([[_seen(pair.prompt), _seen(pair.response)] for pair in pairs])
-    identity = [*sorted(moderator.manifest.files.items()), moderator.manifest.encoding, texts]
+    identity = [
+        "with prompts",
+        *sorted(moderator.manifest.files.items()),
+        moderator.manifest.encoding,
+        texts,
+    ]
     key = hashlib.sha256(json.dumps(identity, default=dict).encode("utf-8")).hexdigest()[:24]
     path = cache / f"{key}.npz"
     if path.exists():
         with np.load(path) as known:
-            return known["severity"], known["categories"]
+            return known["severity"], known["categories"], known["prompts"]
     severity, categories = text_logits(moderator, pairs, label=label)
+    prompts = moderator.prompt_logits(pairs)
     cache.mkdir(parents=True, exist_ok=True)
     partial = cache / f"{key}.partial.npz"
-    np.savez(partial, severity=severity, categories=categories)
+    np.savez(partial, severity=severity, categories=categories, prompts=prompts)
     os.replace(partial, path)
-    return severity, categories
+    return severity, categories, prompts
 
 
 def _seen(text: str | None) -> str | None:
