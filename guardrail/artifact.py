@@ -40,15 +40,11 @@ class Calibration:
     """Platt scaling per output: probability = sigmoid(scale * logit + bias) (Platt 1999).
 
     severity: 3 pairs (scale, bias) for P(>= minor, moderate, severe); categories: 19 pairs.
-    prompt: how much of the severity logits of its prompt alone is added to an answer's, before
-        they are scaled: what answers something harmful is judged more strictly than what answers
-        an everyday question.
     Raises ValueError on anything else.
     """
 
     severity: Sequence[tuple[float, float]] = ((1.0, 0.0),) * 3
     categories: Sequence[tuple[float, float]] = ((1.0, 0.0),) * 19
-    prompt: float = 0.0
 
     def __post_init__(self) -> None:
         for name, pairs, count in (
@@ -59,8 +55,6 @@ class Calibration:
                 math.isfinite(x) for scale, bias in pairs for x in (scale, bias)
             ):
                 raise ValueError(f"calibration: {name} must be {count} pairs (scale, bias)")
-        if not 0 <= self.prompt < math.inf:
-            raise ValueError(f"calibration: prompt is {self.prompt}: it has to be 0 or more")
 
 
 @dataclass(frozen=True, slots=True)

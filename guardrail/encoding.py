@@ -144,11 +144,6 @@ class Encoder:
             )
         return windows
 
-    def encode_prompt(self, prompt: str) -> Window:
-        """A prompt alone, as far as it goes with each window of its response."""
-        ids = [self._start, *self._context(prompt), self._end]
-        return Window(ids, [0] * len(ids), 0, 0)
-
     def _tokenize_context(self, prompt: str) -> list[int]:
         text = canonicalise(prompt).text
         ids: list[int] = self._tokenizer.encode(text, add_special_tokens=False).ids

@@ -27,7 +27,6 @@ __all__ = ["Device", "Moderator", "OnnxModerator"]
 
 _Floats = NDArray[np.float64]
 _OUTPUTS = ("severity_logits", "category_logits")
-_PROMPTS = 1024  # whose logits are kept: every passage of a streamed answer comes with one
 _SENTENCES_PER_WINDOW = 16  # on average; beyond, judging them one by one costs more than it tells
 
 
@@ -84,7 +83,6 @@ class OnnxModerator:
         self._max_chars = max_chars
         self._calibration = {d: self.manifest.calibration_of(d) for d in Direction}
         self._thresholds = {d: self.manifest.thresholds_of(d) for d in Direction}
-        self._prompts: dict[tuple[int, ...], _Floats] = {}
         read_tables()
 
     @property
@@ -129,29 +127,6 @@ class OnnxModerator:
             raise ModerationError(f"{self.id}: the model gave a value that is not a number")
         return severity, categories
 
-    def prompt_logits(self, pairs: Sequence[Pair]) -> _Floats:
-        """Severity logits (pairs, 3) of the prompts alone, cut as they go with their responses;
-        zeros for a pair without a response or with an empty prompt. The last ones are kept."""
-        windows = {
-            row: self._encoder.encode_prompt(pair.prompt)
-            for row, pair in enumerate(pairs)
-            if pair.response is not None and pair.prompt
-        }
-        keys = {row: tuple(window.ids) for row, window in windows.items()}
-        known = {key: self._prompts.get(key) for key in keys.values()}
-        new = {keys[row]: window for row, window in windows.items() if known[keys[row]] is None}
-        if new:
-            severity, _ = self.logits(list(new.values()))
-            found = dict(zip(new, severity, strict=True))
-            if len(self._prompts) + len(found) > _PROMPTS:
-                self._prompts.clear()  # one step, so that other threads see all of it or nothing
-            self._prompts.update(found)
-            known |= found
-        logits = np.zeros((len(pairs), 3))
-        for row, key in keys.items():
-            logits[row] = known[key]
-        return logits
-
     def _canonical(self, pair: Pair) -> Canonical:
         check_wanted()
         return canonicalise(pair.text)
@@ -165,15 +140,13 @@ class OnnxModerator:
     ) -> list[tuple[_Floats, _Floats]]:
         """Calibrated probabilities per pair and window: cumulative severities, categories."""
         severity, categories = self.logits([w for group in windows for w in group])
-        share = self._calibration[Direction.OUTPUT].prompt
-        prompts = share * self.prompt_logits(pairs) if share else np.zeros((len(pairs), 3))
         scores = []
         first = 0
-        for pair, group, prompt in zip(pairs, windows, prompts, strict=True):
+        for pair, group in zip(pairs, windows, strict=True):
             calibration = self._calibration[pair.direction]
             part = slice(first, first + len(group))
             first += len(group)
-            scores.append(calibrated(severity[part] + prompt, categories[part], calibration))
+            scores.append(calibrated(severity[part], categories[part], calibration))
         return scores
 
     def _assessment(

@@ -153,8 +153,6 @@ def cut(folder: Path) -> None:
         lambda folder: edit(folder, calibration={"input": {"severity": [[1]] * 3}}),
         lambda folder: edit(folder, calibration={"input": {"severity": [[float("nan"), 0]] * 3}}),
         lambda folder: edit(folder, calibration={"input": {"severity": "abc"}}),
-        lambda folder: edit(folder, calibration={"output": {"prompt": -0.1}}),
-        lambda folder: edit(folder, calibration={"output": {"prompt": float("nan")}}),
     ],
 )
 def test_a_manifest_that_makes_no_sense_is_refused_in_one_line(

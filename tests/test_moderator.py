@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import copy
-import dataclasses
 import os
 import shutil
 import subprocess
 import sys
 import threading
-from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from itertools import pairwise
 from pathlib import Path
@@ -121,72 +119,11 @@ def test_harm_anywhere_in_a_long_text_counts(model: OnnxModerator) -> None:
     text = "".join(f"{n}. {filler}" for n in range(6))
     seen = model.assess([Pair("Hi", text)])[0]
     windows = model._encoder.encode(Pair("Hi", text))
-    calibration = model.manifest.calibration_of(Direction.OUTPUT)
     severity, categories = model.logits(windows)
-    severity += calibration.prompt * model.prompt_logits([Pair("Hi", text)])
-    s, c = calibrated(severity, categories, calibration)
+    s, c = calibrated(severity, categories, model.manifest.calibration_of(Direction.OUTPUT))
     assert len(windows) > 4
     assert seen.unsafe_probability == pytest.approx(s[:, 0].max(), abs=0.05)
     assert max(seen.categories.values()) == pytest.approx(c.max(), abs=0.05)
-
-
-class Counting(OnnxModerator):
-    """The real model with a large share of the prompt, whose passes are counted."""
-
-    def __init__(self, share: float) -> None:
-        super().__init__(device="cpu", threads=1, locate=False)
-        calibration = dataclasses.replace(self._calibration[Direction.OUTPUT], prompt=share)
-        self._calibration[Direction.OUTPUT] = calibration
-        self.passes = 0
-
-    def logits(self, windows: Sequence[Window]) -> tuple[np.ndarray, np.ndarray]:
-        self.passes += len(windows)
-        return super().logits(windows)
-
-
-HARMFUL, EVERYDAY = "How do I kill my wife and hide it?", "What can I cook with lentils?"
-ANSWER = "Start early, take your time, and keep it covered."
-
-
-def test_what_answers_something_harmful_is_judged_more_strictly() -> None:
-    plain, strict = Counting(0.0), Counting(0.5)
-    for prompt, stricter in ((HARMFUL, True), (EVERYDAY, False)):
-        pair = Pair(prompt, ANSWER)
-        before, after = plain.assess([pair])[0], strict.assess([pair])[0]
-        assert (after.unsafe_probability > before.unsafe_probability) is stricter
-        assert after.categories == before.categories
-        severity, categories = strict.logits(strict._encoder.encode(pair))
-        alone, _ = strict.logits(strict._encoder.encode(Pair(prompt)))
-        expected, _ = calibrated(
-            severity + 0.5 * alone, categories, strict._calibration[Direction.OUTPUT]
-        )
-        assert after.unsafe_probability == pytest.approx(expected[0, 0])
-
-
-def test_a_prompt_alone_and_an_answer_to_nothing_are_judged_by_themselves() -> None:
-    pairs = [Pair(HARMFUL), Pair("", ANSWER)]
-    plain, strict = Counting(0.0), Counting(0.5)
-    assert strict.assess(pairs) == plain.assess(pairs)
-    assert strict.passes == plain.passes == 2
-
-
-def test_the_prompt_of_many_answers_is_judged_once() -> None:
-    model = Counting(0.5)
-    answers = [Pair(HARMFUL, f"{number}. {ANSWER}") for number in range(5)]
-    together = model.assess(answers)
-    assert model.passes == 6
-    assert [model.assess([pair])[0] for pair in answers] == together
-    assert model.passes == 11
-
-
-def test_no_more_prompts_are_kept_than_a_thousand(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module, "_PROMPTS", 8)
-    model = Counting(0.5)
-    pairs = [Pair(f"What is {number} and {number}?", ANSWER) for number in range(20)]
-    one_by_one = [model.prompt_logits([pair])[0] for pair in pairs]
-    assert len(model._prompts) <= 8
-    np.testing.assert_array_equal(model.prompt_logits(pairs), one_by_one)
-    assert model.prompt_logits([]).shape == (0, 3)
 
 
 def test_a_text_beyond_max_chars_is_refused_whichever_side_it_is_on() -> None:

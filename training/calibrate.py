@@ -2,16 +2,15 @@
 
     python -m training.calibrate --model guardrail/models/small --data build/data
 
-On the validation split, per direction: a share of its prompt's severity logits goes to an answer's,
-then a scaling per severity level and per category, chosen by cross-validated log-loss
-(`training.scaling`), then the thresholds. `minor` maximises F1 among thresholds that flag at most a
-target share of the benign texts: the mean of F1 against the annotation and against people's own
-labels of answers, where `--source` has any, or the labels of prompts written for it
-(`training.eval_statements`), since few prompts are annotated, and none of them is an insult.
-`moderate` and `severe` maximise quadratic kappa; categories take one shared threshold, or each its
-own for a target rate of false positives, whichever names categories better across folds. Writes the
-manifest; a report gets the comparison, the thresholds' intervals, and what it costs to promise that
-at most alpha of the harms pass (risk control).
+On the validation split, per direction: a scaling per severity level and per category, chosen by
+cross-validated log-loss (`training.scaling`), then the thresholds. `minor` maximises F1 among
+thresholds that flag at most a target share of the benign texts: the mean of F1 against the
+annotation and against people's own labels of answers, where `--source` has any, or the labels of
+prompts written for it (`training.eval_statements`), since few prompts are annotated, and none of
+them is an insult. `moderate` and `severe` maximise quadratic kappa; categories take one shared
+threshold, or each its own for a target rate of false positives, whichever names categories better
+across folds. Writes the manifest; a report gets the comparison, the thresholds' intervals, and
+what it costs to promise that at most alpha of the harms pass (risk control).
 """
 
 from __future__ import annotations
@@ -37,9 +36,9 @@ from guardrail.moderator import OnnxModerator, calibrated
 from guardrail.policy import LEVELS
 from guardrail.taxonomy import Category, Direction
 from guardrail.verdict import Pair
-from training.data import Example, deduplicate, read_examples, targets
+from training.data import Example, read_examples, targets
 from training.ending import ends_in_a_line
-from training.eval_sets import benign_answers, direction_of, held_out_sets, human_labels
+from training.eval_sets import direction_of, held_out_sets, human_labels
 from training.eval_statements import statements_held_out
 from training.everyday_texts import everyday_texts
 from training.scaling import Choice, choose
@@ -52,21 +51,15 @@ CLEARLY = 0.02  # share of log-loss from which isotonic regression would be wort
 @dataclass
 class Args:
     model: Path = Path("guardrail/models/small")
-    name: str | None = None
-    """A new id, which verdicts and logs carry; the artifact's own unless said otherwise."""
     data: Path = Path("build/data")
     source: Path = Path("../shared/data")
-    """Folder of the labelled data: people's labels of annotated answers, and every benign answer to
-    the split's prompts, of which `--data` has a third."""
+    """Folder of the labelled data, for what people said of annotated answers."""
     everyday: tuple[Path, ...] = ()
     """`turns.jsonl` of `training.everyday`, `training/harmless_turns.jsonl`: their held-out third
     counts as benign."""
-    prompt_share: float = 0.2
-    """How much of the severity logits of its prompt alone is added to those of an answer; what that
-    buys says `training.frontier --prompt-shares`."""
-    target_fpr: float = 0.005
+    target_fpr: float = 0.01
     """Benign answers that may be flagged, as a share."""
-    target_fpr_input: float = 0.02
+    target_fpr_input: float = 0.035
     """The same for prompts, where many benign ones are over-refusal questions, hard on purpose."""
     slack_input: float = 0.02
     """F1 on prompts, of which few are annotated, that counts as level with the best: the threshold
@@ -219,17 +212,12 @@ def _is_benign(example: Example) -> bool:
 
 
 def _scored(
-    moderator: OnnxModerator,
-    rows: Sequence[Example],
-    others: list[Example],
-    label: str,
-    prompt_share: float,
+    moderator: OnnxModerator, rows: Sequence[Example], others: list[Example], label: str
 ) -> Scored:
     annotated = [e for e in rows if e.source.startswith("annotated/") and e.origin.get("severity")]
     benign = [e for e in rows if _is_benign(e) and e.origin.get("severity")]
     pairs = [Pair(e.prompt, e.response) for e in [*annotated, *benign, *others]]
     severity, categories = text_logits(moderator, pairs, label=label)
-    severity += prompt_share * moderator.prompt_logits(pairs)
     return Scored(annotated, benign, others, severity, categories)
 
 
@@ -294,13 +282,12 @@ def calibrate(
 
 
 def main(args: Args) -> None:
-    for name in ("target_fpr", "target_fpr_input", "delta", "prompt_share"):
+    for name in ("target_fpr", "target_fpr_input", "delta"):
         if not 0 <= (value := getattr(args, name)) <= 1:
             option = f"--{name.replace('_', '-')}"
             raise SystemExit(f"{option} is {value}: it has to be from 0 to 1")
     moderator = OnnxModerator(args.model, device="cpu", locate=False)
     examples = read_examples(args.data, "validation")
-    examples = deduplicate([*examples, *benign_answers(args.source, examples)])
     examples += everyday_texts(args.everyday, held_out=True)
     sets = held_out_sets(examples, human_labels(args.source))
     others = [example for each in sets if each.kind == "human" for example in each.examples]
@@ -311,13 +298,12 @@ def main(args: Args) -> None:
             [e for e in examples if direction_of(e) is direction],
             [e for e in others if direction_of(e) is direction],
             direction.value,
-            args.prompt_share,
         )
         for direction in Direction
     }
     calibration: dict[str, Any] = {}
     thresholds: dict[str, Any] = {}
-    report: dict[str, Any] = {"model": args.name or moderator.id}
+    report: dict[str, Any] = {"model": moderator.id}
     for direction, rows in scored.items():
         if not rows.annotated:
             print(f"{direction.value}: no annotated validation texts, left uncalibrated")
@@ -331,8 +317,6 @@ def main(args: Args) -> None:
             "severity": [[round(x, 4) for x in pair] for pair in fitted.severity],
             "categories": [[round(x, 4) for x in pair] for pair in fitted.categories],
         }
-        if not is_input:
-            calibration[direction.value]["prompt"] = args.prompt_share
         print(
             f"{direction.value}: {part['annotated']} annotated, {part['benign']} benign, "
             f"{part['others']} others: {found['severity']}"
@@ -343,12 +327,7 @@ def main(args: Args) -> None:
     path.with_suffix(".json").write_text(json.dumps(report, indent=1), encoding="utf-8")
     write_manifest(
         args.model,
-        replace(
-            moderator.manifest,
-            id=args.name or moderator.id,
-            calibration=calibration,
-            thresholds=thresholds,
-        ),
+        replace(moderator.manifest, calibration=calibration, thresholds=thresholds),
     )
 
 

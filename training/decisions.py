@@ -43,16 +43,16 @@ def decide(
 ) -> Decisions:
     """The decisions of a policy without thresholds of its own, i.e. the model's calibrated ones."""
     pairs = [Pair(e.prompt, e.response) for e in examples]
-    logits_s, logits_c, prompts = cached_logits(moderator, pairs, cache, label=label)
+    logits_s, logits_c = cached_logits(moderator, pairs, cache, label=label)
     severity, categories = np.empty_like(logits_s), np.empty_like(logits_c)
     reached, held = np.zeros(len(pairs), int), np.zeros(logits_c.shape, bool)
     for direction in Direction:
         rows = np.array([pair.direction is direction for pair in pairs])
         if not rows.any():
             continue
-        calibration = moderator.manifest.calibration_of(direction)
-        with_prompts = logits_s[rows] + calibration.prompt * prompts[rows]
-        s, c = calibrated(with_prompts, logits_c[rows], calibration)
+        s, c = calibrated(
+            logits_s[rows], logits_c[rows], moderator.manifest.calibration_of(direction)
+        )
         thresholds = moderator.thresholds[direction]
         held[rows], reached[rows] = called(s, c, direction, thresholds)
         severity[rows], categories[rows] = s, c

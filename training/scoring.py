@@ -36,31 +36,25 @@ def text_logits(
 
 def cached_logits(
     moderator: OnnxModerator, pairs: Sequence[Pair], cache: Path | None, *, label: str = ""
-) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """`text_logits` and the prompts' own (n, 3), kept in a file of `cache` named after the
-    model's hash and the texts as the model sees them, so that a run that was stopped, or whose
-    calibration alone has changed, judges nothing twice."""
+) -> tuple[np.ndarray, np.ndarray]:
+    """`text_logits`, kept in a file of `cache` named after the model's hash and the texts as the
+    model sees them, so that a run that was stopped, or whose calibration alone has changed, judges
+    nothing twice."""
     if cache is None or not pairs:
-        return *text_logits(moderator, pairs, label=label), moderator.prompt_logits(pairs)
+        return text_logits(moderator, pairs, label=label)
     texts = json.dumps([[_seen(pair.prompt), _seen(pair.response)] for pair in pairs])
-    identity = [
-        "with prompts",
-        *sorted(moderator.manifest.files.items()),
-        moderator.manifest.encoding,
-        texts,
-    ]
+    identity = [*sorted(moderator.manifest.files.items()), moderator.manifest.encoding, texts]
     key = hashlib.sha256(json.dumps(identity, default=dict).encode("utf-8")).hexdigest()[:24]
     path = cache / f"{key}.npz"
     if path.exists():
         with np.load(path) as known:
-            return known["severity"], known["categories"], known["prompts"]
+            return known["severity"], known["categories"]
     severity, categories = text_logits(moderator, pairs, label=label)
-    prompts = moderator.prompt_logits(pairs)
     cache.mkdir(parents=True, exist_ok=True)
     partial = cache / f"{key}.partial.npz"
-    np.savez(partial, severity=severity, categories=categories, prompts=prompts)
+    np.savez(partial, severity=severity, categories=categories)
     os.replace(partial, path)
-    return severity, categories, prompts
+    return severity, categories
 
 
 def _seen(text: str | None) -> str | None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import gzip
 import json
 import os
 import shutil
@@ -23,7 +22,6 @@ pytest.importorskip("transformers")
 
 from guardrail import Guard, Policy, Severity  # noqa: E402
 from guardrail.artifact import read_manifest  # noqa: E402
-from guardrail.taxonomy import Direction  # noqa: E402
 from training import calibrate, evaluate, export, label  # noqa: E402
 from training.batching import encode  # noqa: E402
 from training.data import Example, read_examples  # noqa: E402
@@ -67,32 +65,6 @@ def test_training_learns_severity_and_category_in_both_directions(trained: Path)
     assert last["output"]["kappa"] > 0.8
     assert last["output"]["category_micro_f1"] > 0.8
     assert last["input"]["auroc"] > 0.9
-
-
-def test_calibration_names_the_artifact_and_heeds_every_benign_answer_there_is(
-    artifact: Path, tiny_data: Path, tmp_path: Path
-) -> None:
-    model, source, report = tmp_path / "model", tmp_path / "source", tmp_path / "report.md"
-    shutil.copytree(artifact, model)
-    source.mkdir()
-    split = read_examples(tiny_data, "validation")
-    asked = next(e.prompt for e in split if e.source.startswith("benign/"))
-    with gzip.open(source / "benign.jsonl.gz", "wt", encoding="utf-8") as file:
-        for answer in ("kind rain", "good help"):
-            row = {"prompt": asked, "response": answer, "source": "a"}
-            file.write(json.dumps(row) + "\n")
-    args = calibrate.Args(
-        model=model, data=tiny_data, target_fpr=0.05, few=5, source=tmp_path, report=report
-    )
-    benign = []
-    for change in ({}, {"source": source, "name": "tiny-2", "prompt_share": 0.25}):
-        calibrate.main(replace(args, **change))
-        benign.append(json.loads(report.with_suffix(".json").read_text())["output"]["benign"])
-    assert benign[1] == benign[0] + 2
-    manifest = read_manifest(model)
-    assert manifest.id == "tiny-2"
-    assert manifest.calibration_of(Direction.OUTPUT).prompt == 0.25
-    assert manifest.calibration_of(Direction.INPUT).prompt == 0
 
 
 def test_the_summary_holds_what_is_needed_to_repeat_the_run(trained: Path) -> None:
