@@ -136,6 +136,21 @@ def public_sets(folder: Path, trained: Collection[str]) -> Iterator[EvalSet]:
         yield EvalSet(path.name.partition(".")[0], labels, "public", rows, tags)
 
 
+_EVALUATION = {"mara_bteval": "beavertails_evaluation", "mara_harmfulqa": "harmfulqa"}
+
+
+def evaluation_prompts(folder: Path, trained: Collection[str]) -> list[Example]:
+    """The harmful prompts of BeaverTails-Evaluation and HarmfulQA in `folder`, of which no split
+    has any, without those trained on; trained: those, normalised."""
+    found = [
+        Example(row["prompt"], None, f"evaluation/{_EVALUATION[row['source']]}", True)
+        for row in read_jsonl(folder / "prompts.jsonl.gz")
+        if row["source"] in _EVALUATION
+    ]
+    known = like({normalise(e.prompt) for e in found}, trained)
+    return deduplicate(e for e in found if normalise(e.prompt) not in known)
+
+
 def like(prompts: Collection[str], trained: Collection[str]) -> set[str]:
     """Those of `prompts` that are among `trained`, or nearly; all are normalised."""
     every = sorted({*prompts, *trained})

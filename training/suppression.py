@@ -33,9 +33,11 @@ from guardrail.verdict import Pair
 from training.batching import encode, predict
 from training.data import Example, normalise, read_examples
 from training.ending import ends_in_a_line
+from training.eval_sets import evaluation_prompts
 from training.lm import LanguageModel, load_policy
 from training.model import ModerationModel, encoder_of
 from training.precision import bf16_pays, fast_dtype
+from training.preferences import read_demonstrations, read_preferences
 from training.resuming import refuse_below_one
 from training.rollout import answer_logprobs, given
 from training.scorers import Scorer, open_scorer, refuse_wrong_sign
@@ -68,6 +70,13 @@ class Args(AnswerArgs):
     """Fill the marked block of `suppression.md` there, and write `suppression.json`."""
     harmful: int = 300
     benign: int = 80
+    sources: tuple[str, ...] = HARMFUL
+    """Prefixes of the sources of harmful prompts. `evaluation/`: BeaverTails-Evaluation and
+    HarmfulQA, which --source has."""
+    source: Path = Path("../shared/data")
+    """Folder of the labelled data."""
+    preferences: Path = Path("build/preferences")
+    """What `training.preferences build` wrote: none of its training prompts is asked."""
 
 
 # --- prompts -------------------------------------------------------------------------------------
@@ -75,7 +84,7 @@ class Args(AnswerArgs):
 
 def choose_prompts(examples: Sequence[Example], args: Args) -> list[Prompt]:
     """A fixed pseudo-random choice of each kind; nothing is asked twice."""
-    kinds = {"harmful": HARMFUL, "benign": ("benign/",), "over-refusal": ("over_refusal/",)}
+    kinds = {"harmful": args.sources, "benign": ("benign/",), "over-refusal": ("over_refusal/",)}
     limits = {"harmful": args.harmful, "benign": args.benign, "over-refusal": None}
     chosen: list[Prompt] = []
     asked: set[str] = set()
@@ -90,6 +99,19 @@ def choose_prompts(examples: Sequence[Example], args: Args) -> list[Prompt]:
         chosen += [found[key] for key in ordered[: limits[kind]]]
         asked.update(found)
     return chosen
+
+
+def askable(args: Args) -> list[Example]:
+    """The test split, and the public evaluations' prompts where they are asked for."""
+    examples = read_examples(args.data, "test")
+    if any(source.startswith("evaluation/") for source in args.sources):
+        trained = [
+            *read_examples(args.data, "train"),
+            *read_preferences(args.preferences, "train"),
+            *read_demonstrations(args.preferences, "train"),
+        ]
+        examples += evaluation_prompts(args.source, {normalise(e.prompt) for e in trained})
+    return examples
 
 
 # --- judging -------------------------------------------------------------------------------------
@@ -170,7 +192,7 @@ def main(args: Args) -> None:
     refuse_below_one(args)
     policies = policies_of(args)
     page_of(args.docs)
-    prompts = choose_prompts(read_examples(args.data, "test"), args)
+    prompts = choose_prompts(askable(args), args)
     if not prompts:
         raise SystemExit(f"{args.data}: no test prompts: python -m training.data build")
     # All that judges is opened before hours of answers, which would come to nothing without it.

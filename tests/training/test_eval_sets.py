@@ -12,7 +12,7 @@ import pytest
 pytest.importorskip("tyro")
 
 from training.data import Example, normalise
-from training.eval_sets import balanced, like, public_sets
+from training.eval_sets import balanced, evaluation_prompts, like, public_sets
 
 LONG = "how do i pick the lock of a garden shed without a key at night"
 
@@ -44,6 +44,23 @@ def test_public_sets_are_without_what_was_trained_on(tmp_path: Path) -> None:
     assert set(sets) == {"a", "PKU's own severities"}  # of b nothing is left
     assert [e.prompt for e in sets["a"].examples] == ["Quite another thing."]
     assert [e.prompt for e in sets["PKU's own severities"].examples] == ["New"]
+
+
+def test_public_evaluation_prompts_are_without_what_was_trained_on(tmp_path: Path) -> None:
+    rows = [
+        {"prompt": "Once?", "source": "mara_bteval"},
+        {"prompt": "once", "source": "mara_harmfulqa"},
+        {"prompt": LONG.replace("night", "noon"), "source": "mara_harmfulqa"},
+        {"prompt": "Another?", "source": "mara_harmfulqa"},
+        {"prompt": "No evaluation.", "source": "mara_hh"},
+    ]
+    write(tmp_path / "prompts.jsonl.gz", rows)
+    found = evaluation_prompts(tmp_path, {normalise(LONG)})
+    assert [(e.prompt, e.source) for e in found] == [
+        ("Once?", "evaluation/beavertails_evaluation"),
+        ("Another?", "evaluation/harmfulqa"),
+    ]
+    assert all(e.unsafe and e.response is None for e in found)
 
 
 def test_a_balanced_set_has_as_many_of_both() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import json
 import math
 from dataclasses import replace
@@ -17,13 +18,22 @@ pytest.importorskip("peft")
 pytest.importorskip("onnx")
 
 import tiny_policy  # noqa: E402
+import tiny_preferences  # noqa: E402
 from sklearn.metrics import cohen_kappa_score  # noqa: E402
 
 from guardrail.taxonomy import Category  # noqa: E402
 from training import suppression  # noqa: E402
 from training.data import Example, write_examples  # noqa: E402
 from training.lm import encode_answer, encode_prompt, load_policy  # noqa: E402
-from training.suppression import Args, choose_prompts, filled, main, page_of  # noqa: E402
+from training.preferences import read_preferences  # noqa: E402
+from training.suppression import (  # noqa: E402
+    Args,
+    askable,
+    choose_prompts,
+    filled,
+    main,
+    page_of,
+)
 from training.suppression_answers import Answered  # noqa: E402
 from training.suppression_report import (  # noqa: E402
     HARM,
@@ -231,6 +241,27 @@ def test_prompts_are_chosen_by_kind_once_each_and_always_the_same() -> None:
     kinds = [p.kind for p in chosen]
     assert [kinds.count(k) for k in ("harmful", "benign", "over-refusal")] == [7, 5, 30]
     assert len({p.text for p in chosen}) == len(chosen)
+
+
+def test_public_evaluations_are_asked_without_any_prompt_that_was_trained_on(
+    tmp_path: Path,
+) -> None:
+    data, preferences = tmp_path / "data", tmp_path / "preferences"
+    seen = [Example("Trained on by the guard?", None, "prompts/x")]
+    write_examples(data / "train.jsonl", seen)
+    write_examples(data / "test.jsonl", [Example("Of the split?", None, "prompts/x", split="test")])
+    tiny_preferences.write(preferences)
+    pair = read_preferences(preferences, "train")[0]
+    public = [seen[0].prompt, pair.prompt, "New to everybody?"]
+    with gzip.open(tmp_path / "prompts.jsonl.gz", "wt", encoding="utf-8") as file:
+        for prompt in public:
+            file.write(json.dumps({"prompt": prompt, "source": "mara_bteval"}) + "\n")
+    args = Args(data=data, preferences=preferences, source=tmp_path)
+    assert [e.prompt for e in askable(args)] == ["Of the split?"]
+    asked = askable(replace(args, sources=("evaluation/",)))
+    assert [e.prompt for e in asked] == ["Of the split?", "New to everybody?"]
+    chosen = choose_prompts(asked, replace(args, sources=("evaluation/",)))
+    assert [(p.text, p.kind) for p in chosen] == [("New to everybody?", "harmful")]
 
 
 # --- the command ---------------------------------------------------------------------------------
