@@ -102,7 +102,8 @@ def choose_prompts(examples: Sequence[Example], args: Args) -> list[Prompt]:
 
 
 def askable(args: Args) -> list[Example]:
-    """The test split, and the public evaluations' prompts where they are asked for."""
+    """The test split, and the public evaluations' prompts where they are asked for. SystemExit
+    where --sources names a source that there is not."""
     examples = read_examples(args.data, "test")
     if any(source.startswith("evaluation/") for source in args.sources):
         trained = [
@@ -111,6 +112,9 @@ def askable(args: Args) -> list[Example]:
             *read_demonstrations(args.preferences, "train"),
         ]
         examples += evaluation_prompts(args.source, {normalise(e.prompt) for e in trained})
+    for prefix in args.sources:
+        if prefix not in HARMFUL and not any(e.source.startswith(prefix) for e in examples):
+            raise SystemExit(f"--sources {prefix}: no source of {args.data} begins so")
     return examples
 
 

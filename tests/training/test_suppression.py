@@ -262,6 +262,8 @@ def test_public_evaluations_are_asked_without_any_prompt_that_was_trained_on(
     assert [e.prompt for e in asked] == ["Of the split?", "New to everybody?"]
     chosen = choose_prompts(asked, replace(args, sources=("evaluation/",)))
     assert [(p.text, p.kind) for p in chosen] == [("New to everybody?", "harmful")]
+    with pytest.raises(SystemExit, match=r"--sources evalution/: no source of .* begins so"):
+        askable(replace(args, sources=("evalution/",)))
 
 
 # --- the command ---------------------------------------------------------------------------------
