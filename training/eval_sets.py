@@ -23,6 +23,7 @@ from training.data import (
 )
 
 Kind = Literal["annotated", "human", "harmless", "public", "written"]
+_EVALUATION = {"mara_bteval": "beavertails_evaluation", "mara_harmfulqa": "harmfulqa"}
 
 
 @dataclass(frozen=True)
@@ -134,9 +135,6 @@ def public_sets(folder: Path, trained: Collection[str]) -> Iterator[EvalSet]:
         tags = [str(r.get("category") or r["source"]) for r in raw]
         labels = str(raw[0].get("label_kind", "?"))
         yield EvalSet(path.name.partition(".")[0], labels, "public", rows, tags)
-
-
-_EVALUATION = {"mara_bteval": "beavertails_evaluation", "mara_harmfulqa": "harmfulqa"}
 
 
 def evaluation_prompts(folder: Path, trained: Collection[str]) -> list[Example]:

@@ -26,14 +26,13 @@ from guardrail.artifact import write_manifest
 from guardrail.moderator import OnnxModerator
 from guardrail.policy import LEVELS
 from guardrail.taxonomy import Category, Direction
-from training.contrast import prompts
 from training.data import Example, Split, normalise, read_examples, targets
 from training.decisions import Decisions, decide
 from training.ending import ends_in_a_line
 from training.eval_sets import EvalSet, direction_of, held_out_sets, human_labels, public_sets
 from training.eval_statements import statement_sets
 from training.evaluation_report import fill_card, markdown
-from training.everyday_texts import WRITTEN, everyday_texts, written_sets
+from training.everyday_texts import written_sets
 from training.identity import by_group, said
 from training.metrics import (
     binary_metrics,
@@ -42,10 +41,9 @@ from training.metrics import (
     intervals,
     severity_metrics,
 )
-from training.plain_talk import plain_talk
 from training.prefixes import SHARES, caught_by, prefixes
 from training.robustness import OBFUSCATIONS, kept, obfuscated, sample
-from training.statements import statements
+from training.trained import trained_prompts
 
 MIN_TAG = 20  # texts of a source or category below which a row of figures says nothing
 
@@ -192,14 +190,9 @@ def evaluate(args: Args) -> dict[str, Any]:
     args = replace(args, cache=args.cache or args.data.parent / "evaluation_cache")
     moderator = OnnxModerator(args.model, device="cpu", locate=False)
     split = read_examples(args.data, args.split)
-    trained = {normalise(e.prompt) for e in read_examples(args.data, "train")}
-    trained |= {normalise(prompt) for prompt, _ in prompts()}
-    spoken = (*statements(), *plain_talk())
-    trained |= {normalise(each.response or each.prompt) for each in spoken}
-    trained |= {normalise(e.prompt) for e in everyday_texts([WRITTEN], held_out=False)}
     sets = [
         *held_out_sets(split, human_labels(args.source)),
-        *public_sets(args.source, trained),
+        *public_sets(args.source, trained_prompts(args.data)),
         *statement_sets(),
         *written_sets(),
     ]

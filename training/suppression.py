@@ -51,6 +51,7 @@ from training.suppression_report import (
     speeds,
     summarise,
 )
+from training.trained import trained_prompts
 from training.word_judge import WordJudge, fit_judge
 
 HARMFUL = (
@@ -106,12 +107,12 @@ def askable(args: Args) -> list[Example]:
     where --sources names a source that there is not."""
     examples = read_examples(args.data, "test")
     if any(source.startswith("evaluation/") for source in args.sources):
-        trained = [
-            *read_examples(args.data, "train"),
+        aligned = [
             *read_preferences(args.preferences, "train"),
             *read_demonstrations(args.preferences, "train"),
         ]
-        examples += evaluation_prompts(args.source, {normalise(e.prompt) for e in trained})
+        trained = trained_prompts(args.data) | {normalise(row.prompt) for row in aligned}
+        examples += evaluation_prompts(args.source, trained)
     for prefix in args.sources:
         if prefix not in HARMFUL and not any(e.source.startswith(prefix) for e in examples):
             raise SystemExit(f"--sources {prefix}: no source of {args.data} begins so")
