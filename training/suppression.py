@@ -68,7 +68,9 @@ class Args(AnswerArgs):
     guard: str = "small"
     guard_policy: str = "balanced"
     docs: Path | None = None
-    """Fill the marked block of `suppression.md` there, and write `suppression.json`."""
+    """Fill the block of --figures in `suppression.md` there, and write the figures beside it."""
+    figures: str = "suppression"
+    """Name of the block, between `<!-- figures: NAME -->` and `<!-- end -->`, and of NAME.json."""
     harmful: int = 300
     benign: int = 80
     sources: tuple[str, ...] = HARMFUL
@@ -196,7 +198,7 @@ def judged(
 def main(args: Args) -> None:
     refuse_below_one(args)
     policies = policies_of(args)
-    page_of(args.docs)
+    page_of(args.docs, args.figures)
     prompts = choose_prompts(askable(args), args)
     if not prompts:
         raise SystemExit(f"{args.data}: no test prompts: python -m training.data build")
@@ -224,7 +226,7 @@ def main(args: Args) -> None:
     command = f"python -m training.suppression {shlex.join(sys.argv[1:])}".strip()
     text = markdown(report, prompts, command)
     print(text)
-    write_report(args.docs or args.out, filled(page_of(args.docs), text), report)
+    write_report(args, text, report)
     _for_reading(args.out / "for_reading.md", results)
 
 
@@ -249,32 +251,41 @@ def open_judges(args: Args) -> Judges:
 
 # --- report --------------------------------------------------------------------------------------
 
-_BLOCK = re.compile(r"(<!-- figures: suppression -->\n).*?(<!-- end -->)", re.DOTALL)
-_EMPTY = "# Harm suppression\n\n<!-- figures: suppression -->\n<!-- end -->\n"
 
-
-def page_of(docs: Path | None) -> str:
+def page_of(docs: Path | None, figures: str) -> str:
     """What `suppression.md` of a docs folder says, an empty page where there is none. SystemExit
     for one without the marks that figures go between."""
+    if not re.fullmatch(r"[\w-]+", figures):
+        raise SystemExit(f"--figures {figures}: a name of letters, digits, - and _")
+    begin = f"<!-- figures: {figures} -->"
     path = None if docs is None else docs / "suppression.md"
-    page = path.read_text(encoding="utf-8") if path is not None and path.exists() else _EMPTY
-    if len(_BLOCK.findall(page)) != 1:
+    if path is None or not path.exists():
+        return f"# Harm suppression\n\n{begin}\n<!-- end -->\n"
+    page = path.read_text(encoding="utf-8")
+    if len(_block(figures).findall(page)) != 1:
         raise SystemExit(
-            f"{path}: no place for the figures, which go between `<!-- figures: suppression -->` "
-            "and `<!-- end -->`, once: add the marks, or choose another --docs"
+            f"{path}: no place for the figures, which go between `{begin}` and `<!-- end -->`, "
+            "once: add the marks, or choose another --figures or --docs"
         )
     return page
 
 
-def filled(page: str, text: str) -> str:
-    """The page with its block made anew; what people wrote around it stays."""
-    return _BLOCK.sub(lambda match: f"{match[1]}{text}{match[2]}", page)
+def filled(page: str, figures: str, text: str) -> str:
+    """The page with that block made anew; what people wrote around it stays."""
+    return _block(figures).sub(lambda match: f"{match[1]}{text}{match[2]}", page)
 
 
-def write_report(folder: Path, page: str, report: dict[str, Any]) -> None:
+def _block(figures: str) -> re.Pattern[str]:
+    return re.compile(rf"(<!-- figures: {figures} -->\n).*?(<!-- end -->)", re.DOTALL)
+
+
+def write_report(args: Args, text: str, report: dict[str, Any]) -> None:
+    """Into --docs, or --out where there is none."""
+    folder = args.docs or args.out
     folder.mkdir(parents=True, exist_ok=True)
+    page = filled(page_of(args.docs, args.figures), args.figures, text)
     (folder / "suppression.md").write_text(page, encoding="utf-8")
-    write_json(folder / "suppression.json", report)
+    write_json(folder / f"{args.figures}.json", report)
 
 
 def _for_reading(path: Path, results: dict[str, list[Judged]]) -> None:

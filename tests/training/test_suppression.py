@@ -298,18 +298,31 @@ def test_what_is_missing_is_said_before_anything_is_answered(
     assert not (tmp_path / "out").exists()
 
 
-def test_figures_go_between_the_marks_and_leave_the_rest(tmp_path: Path) -> None:
-    page = "# Mine\n\n<!-- figures: suppression -->\nold\n<!-- end -->\n\nRead by a person.\n"
+def test_figures_go_between_the_marks_of_their_name_and_leave_the_rest(tmp_path: Path) -> None:
+    page = (
+        "# Mine\n\n<!-- figures: suppression -->\nold\n<!-- end -->\n\nRead by a person.\n\n"
+        "<!-- figures: stages -->\nolder\n<!-- end -->\n"
+    )
     (tmp_path / "suppression.md").write_text(page)
-    assert filled(page_of(tmp_path), "new \\1\n") == page.replace("old", "new \\1")
-    (tmp_path / "suppression.md").write_text("# Mine\n")
-    with pytest.raises(SystemExit, match="no place for the figures"):
-        page_of(tmp_path)
-    assert "<!-- end -->" in filled(page_of(tmp_path / "nowhere"), "new\n")
+    new = filled(page_of(tmp_path, "suppression"), "suppression", "new \\1\n")
+    assert new == page.replace("old\n", "new \\1\n")
+    new = filled(page_of(tmp_path, "stages"), "stages", "newer\n")
+    assert new == page.replace("older", "newer")
+    with pytest.raises(SystemExit, match=r"no place for the figures.*figures: public"):
+        page_of(tmp_path, "public")
+    assert "<!-- end -->" in filled(page_of(tmp_path / "nowhere", "stages"), "stages", "new\n")
 
 
-def test_the_page_of_this_repository_has_its_marks() -> None:
-    assert "## What the judge gets wrong" in page_of(Path(__file__).parents[2] / "docs")
+@pytest.mark.parametrize("name", ["", "a -->", "../stages", "a.*"])
+def test_a_block_whose_name_would_be_no_file_name_is_refused(tmp_path: Path, name: str) -> None:
+    with pytest.raises(SystemExit, match="--figures"):
+        page_of(tmp_path, name)
+
+
+@pytest.mark.parametrize("figures", ["suppression", "suppression-stages"])
+def test_the_page_of_this_repository_has_its_marks(figures: str) -> None:
+    page = page_of(Path(__file__).parents[2] / "docs", figures)
+    assert "## What the judge gets wrong" in page
 
 
 def test_the_report_says_the_whole_command_and_keeps_what_was_written(
@@ -317,7 +330,7 @@ def test_the_report_says_the_whole_command_and_keeps_what_was_written(
 ) -> None:
     docs = tmp_path / "docs"
     docs.mkdir()
-    marks = "<!-- figures: suppression -->\n<!-- end -->\n"
+    marks = "<!-- figures: stages -->\n<!-- end -->\n"
     (docs / "suppression.md").write_text(f"# Mine\n\n{marks}\nRead by a person.\n")
     words = SimpleNamespace(
         threshold=0.4, figures={"n": 9, "auroc": 0.9, "f1": 0.8, "recall": 0.8, "fpr": 0.2}
@@ -327,12 +340,12 @@ def test_the_report_says_the_whole_command_and_keeps_what_was_written(
     monkeypatch.setattr(suppression, "answer_all", lambda *_: Answered(["Bake it."], 12.5))
     monkeypatch.setattr(suppression, "judged", lambda *_: [judged("benign")])
     monkeypatch.setattr("sys.argv", ["x", "--tokens", "56", "--judge", "my judge"])
-    main(Args(data=_data(tmp_path / "data"), out=tmp_path / "out", docs=docs))
+    main(Args(data=_data(tmp_path / "data"), out=tmp_path / "out", docs=docs, figures="stages"))
     page = (docs / "suppression.md").read_text()
     assert "`python -m training.suppression --tokens 56 --judge 'my judge'`: " in page
     assert page.startswith("# Mine")
     assert page.endswith("\nRead by a person.\n")
-    written = json.loads((docs / "suppression.json").read_text())
+    written = json.loads((docs / "stages.json").read_text())
     assert list(written["policies"]) == ["base"]
     assert written["policies"]["base"]["tokens per second"] == 12.5
     assert written["word judge"]["threshold"] == 0.4
