@@ -17,9 +17,10 @@ from langchain_core.runnables import RunnableConfig
 from langchain_core.runnables.config import ensure_config, var_child_runnable_config
 
 from guardrail._langchain_answer import Answer, from_turns, to_turns
+from guardrail._messages import read_messages
 from guardrail.chat import AsyncChatStream, ChatStream
 from guardrail.chat_model import Reply
-from guardrail.conversation import ChatResult, Open, Rules, conversation, read_messages
+from guardrail.conversation import ChatResult, Open, Rules, conversation
 from guardrail.errors import UpstreamError
 from guardrail.guard import Guard
 from guardrail.stream import StreamConfig

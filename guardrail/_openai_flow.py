@@ -14,6 +14,7 @@ from pydantic import BaseModel
 
 from guardrail._json_text import parsed
 from guardrail._judging import Judging, judge_strings
+from guardrail._messages import read_messages
 from guardrail._names import is_identifier, plain_name
 from guardrail.chat_model import Message
 from guardrail.conversation import (
@@ -23,7 +24,6 @@ from guardrail.conversation import (
     Rules,
     asked,
     judge_input,
-    read_messages,
 )
 from guardrail.errors import Blocked, GuardrailError, UpstreamError
 from guardrail.refusals import refusal_text

@@ -14,6 +14,7 @@ from contextlib import contextmanager
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Literal
 
+from guardrail._messages import read_messages
 from guardrail.chat_model import (
     ChatModel,
     Message,
@@ -35,7 +36,6 @@ from guardrail.conversation import (
     Rules,
     Step,
     conversation,
-    read_messages,
 )
 from guardrail.errors import UpstreamError
 from guardrail.guard import Guard, as_guard

@@ -13,15 +13,25 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Generator, Iterable, Mapping, Sequence
+from collections.abc import Generator, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
+from guardrail._messages import message_text, not_text
 from guardrail.chat_model import Message, Reply
 from guardrail.errors import Blocked
 from guardrail.policy import Policy
 from guardrail.refusals import SAFETY_INSTRUCTION, refusal_text
-from guardrail.stream import Judge, Need, Release, Stop, StreamConfig, mask_passages, stream_gate
+from guardrail.stream import (
+    MASKINGS,
+    Judge,
+    Need,
+    Release,
+    Stop,
+    StreamConfig,
+    mask_passages,
+    stream_gate,
+)
 from guardrail.taxonomy import Direction
 from guardrail.verdict import Action, Pair, Passage, Verdict
 
@@ -39,12 +49,7 @@ __all__ = [
     "asked",
     "conversation",
     "judge_input",
-    "message_text",
-    "not_text",
-    "read_messages",
 ]
-
-ROLES = ("system", "developer", "user", "assistant", "tool", "function")
 
 
 @dataclass(frozen=True, slots=True)
@@ -119,28 +124,6 @@ class Rules:
     regenerate_tries: int = 2
     best_of: bool = False
     every_role: bool = False  # of the input, judge what system, developer and tool messages say too
-
-
-def read_messages(messages: str | Sequence[Message]) -> list[Message]:
-    """Chat messages from a text (one user turn) or a list. Raises ValueError on anything else."""
-    if isinstance(messages, str):
-        return [{"role": "user", "content": messages}]
-    if not isinstance(messages, Iterable):
-        raise ValueError(f"messages must be a text or a list, not {type(messages).__name__}")
-    found = list(messages)
-    for i, message in enumerate(found):
-        if not isinstance(message, Mapping) or not isinstance(message.get("role"), str):
-            raise ValueError(f"message {i} must be a dict with a 'role' and a 'content'")
-        if message["role"] not in ROLES:  # a server might take it for the user's
-            raise ValueError(
-                f"message {i} has the unknown role {message['role']!r}: use one of "
-                f"{', '.join(ROLES)}"
-            )
-        if not isinstance(message.get("content"), str | list | None):
-            raise ValueError(f"message {i}: 'content' must be a text or a list of parts")
-    if not any(message["role"] == "user" for message in found):
-        raise ValueError("the messages hold no user message: there is nothing to answer")
-    return found
 
 
 def conversation(messages: Sequence[Message], rules: Rules) -> Generator[Step, Any, ChatResult]:
@@ -276,16 +259,16 @@ def judge_input(
     if (strange := not_text(messages)) is not None:
         why = f"only text can be judged, and {strange}"
         verdicts = [*verdicts, rules.policy.fail(Direction.INPUT, why)]
-    verdict = _strongest(verdicts)
-    if verdict.delivers:
-        return messages, verdict, True
-    redacting = [v for v in verdicts if v.action is Action.REDACT]
-    if verdict.action is not Action.REDACT or not all(v.passages for v in redacting):
-        return messages, verdict, False
-    masked = _masked(messages, views, verdicts, rules.stream.mask)
-    again = _strongest((yield Check(_pairs(masked, views))))
-    ok = again.action <= Action.REDACT
-    return masked, verdict if ok else again, ok
+    first = verdict = _strongest(verdicts)
+    for _ in range(MASKINGS):
+        redacting = [v for v in verdicts if v.action is Action.REDACT]
+        if verdict.action is not Action.REDACT or not all(v.passages for v in redacting):
+            break
+        messages = _masked(messages, views, verdicts, rules.stream.mask)
+        verdicts = yield Check(_pairs(messages, views))
+        verdict = _strongest(verdicts)
+    ok = verdict.delivers
+    return messages, first if ok else verdict, ok
 
 
 def _strongest(verdicts: Sequence[Verdict]) -> Verdict:
@@ -343,33 +326,6 @@ def _others(messages: Sequence[Message]) -> list[list[int]]:
 
 def _pairs(messages: Sequence[Message], views: Sequence[Sequence[int]]) -> list[Pair]:
     return [Pair("\n".join(message_text(messages[i]) for i in view)) for view in views]
-
-
-def message_text(message: Message) -> str:
-    """The text of a message, its text parts joined by line breaks."""
-    content = message.get("content")
-    if content is None or isinstance(content, str):
-        return content or ""
-    return "\n".join(part["text"] for part in content if _is_text(part))
-
-
-def _is_text(part: Any) -> bool:
-    return (
-        isinstance(part, dict)
-        and part.get("type") in ("text", "input_text")
-        and isinstance(part.get("text"), str)
-    )
-
-
-def not_text(messages: Sequence[Message]) -> str | None:
-    """The first part, of any message, that is not a text; None where all are."""
-    for i, message in enumerate(messages):
-        content = message.get("content")
-        for part in content if isinstance(content, list) else []:
-            if not _is_text(part):
-                kind = part.get("type") if isinstance(part, dict) else type(part).__name__
-                return f"message {i} holds a part of type {kind!r}"
-    return None
 
 
 def _masked(

@@ -24,9 +24,9 @@ from numpy.typing import NDArray
 from tokenizers import Tokenizer
 
 from guardrail._files import MISSHAPEN, sha256_of, verify_file, write_json
+from guardrail._messages import message_text, not_text, read_messages
 from guardrail._onnx import Device, Session
 from guardrail.chat_model import Message, Reply, as_chat_model
-from guardrail.conversation import message_text, not_text, read_messages
 from guardrail.errors import ArtifactError, UpstreamError
 
 __all__ = ["ChatEncoder", "ChatFormat", "OnnxChat", "PolicyManifest", "read_policy_manifest"]

@@ -11,9 +11,10 @@ assessment of a text that contains it was decided as deliverable.
     event = gate.send(None)                 # after a Release or a Stop
 
 Cost: each passage is judged once, with a bounded stretch of what was released before it, and the
-whole text once more at its end: linear in its length. What is masked is judged a second time, and a
-passage that is delivered, yet is not clearly harmless, sentence by sentence: amid harmless ones a
-harmful sentence looks milder than it is. A passage that is stopped for nothing but that the model
+whole text once more at its end: linear in its length. What is masked is judged again, and masked
+again where that finds more, a few times at most; a passage that is delivered, yet is not clearly
+harmless, is judged sentence by sentence: amid harmless ones a harmful sentence looks milder than it
+is. A passage that is stopped for nothing but that the model
 cannot read it (a foreign quote, a key in hex) waits for what follows, for what can be read is a
 matter of shares.
 
@@ -116,6 +117,7 @@ _SPACE = re.compile(r"\s")
 _SENTENCE_CHARS = 40  # at least, to be judged alone: "1." says nothing
 _WORD = 32  # characters; of longer words nobody reads the beginning first
 _PATIENCE = 4  # passages, of the longest: as much of what cannot be read is gathered
+MASKINGS = 3  # of one text: what was masked can show more that harms
 _Steps = Generator[Event, str | Verdict | None, tuple[str | None, Verdict]]
 
 
@@ -169,21 +171,37 @@ def _passage(before: str, new: str, shown: str, config: StreamConfig) -> _Steps:
 
     shown: what the caller saw of `before`, which stands before `new` once that is masked.
     """
-    verdict = yield from _verdict(before + new)
+    first = verdict = yield from _looked(before, new, config)
+    left, behind = new, before
+    for _ in range(MASKINGS):
+        if verdict.delivers:
+            return left, first
+        if verdict.action is not Action.REDACT or not verdict.passages:
+            return None, verdict
+        masked = mask_passages(behind + left, verdict.passages, config.mask, skip=len(behind))
+        if (masked, shown) == (left, behind):
+            break
+        left, behind = masked, shown
+        verdict = yield from _looked(behind, left, config)
     if verdict.delivers:
-        closer = yield from _closer_look(before, new, verdict, config)
-        if closer is None:
-            return new, verdict
-        verdict = closer
-    if verdict.action is not Action.REDACT or not verdict.passages:
+        return left, first
+    if verdict.action is not Action.REDACT or not verdict.passages or not shown:
         return None, verdict
-    masked = mask_passages(before + new, verdict.passages, config.mask, skip=len(before))
-    again = yield from _verdict(shown + masked)
-    if masked == new and again.action is Action.REDACT:
-        # What harms is out already, and `new` makes it harm: there is nothing else to withhold.
-        masked = config.mask if new.strip() and not shown.endswith(config.mask) else ""
-        again = yield from _verdict(shown + masked)
-    return (masked, verdict) if again.action <= Action.REDACT else (None, again)
+    # What harms is out already, and `new` makes it harm: there is nothing else to withhold.
+    left = config.mask if new.strip() and not shown.endswith(config.mask) else ""
+    verdict = yield from _verdict(shown + left)
+    out = verdict.action <= Action.REDACT and not verdict.degraded
+    return (left, first) if out else (None, verdict)
+
+
+def _looked(
+    before: str, new: str, config: StreamConfig
+) -> Generator[Event, str | Verdict | None, Verdict]:
+    """The verdict on `before + new`, or on a sentence of `new` that is not delivered alone."""
+    verdict = yield from _verdict(before + new)
+    if not verdict.delivers:
+        return verdict
+    return (yield from _closer_look(before, new, verdict, config)) or verdict
 
 
 def _closer_look(
@@ -247,7 +265,8 @@ def mask_passages(text: str, passages: Iterable[Passage], mask: str, *, skip: in
     out: list[str] = []
     at = skip
     for passage in sorted(passages, key=lambda p: p.start):
-        start, end = max(passage.start, at), max(passage.end, at)
+        start = max(passage.start, at)
+        end = start + len(text[start : passage.end].rstrip())  # what follows keeps its distance
         if end == start:
             continue
         between = text[at:start]

@@ -270,6 +270,77 @@ def test_a_masked_text_that_is_still_harmful_is_a_stop() -> None:
     assert run.text == ""
 
 
+def names(*words: str) -> Callable[[str], Verdict]:
+    """Judges that find one of the words at a time, the first that is there."""
+
+    def judge(text: str) -> Verdict:
+        for word in words:
+            if word in text:
+                at = text.index(word)
+                seen = Assessment.harmless(Direction.OUTPUT)
+                seen = replace(seen, passages=(Passage(at, at + len(word), 0.9),))
+                return Verdict(Action.REDACT, Direction.OUTPUT, assessment=seen)
+        return ALLOW
+
+    return judge
+
+
+@pytest.mark.parametrize("size", [7, 1000])
+def test_what_is_left_after_masking_is_masked_until_it_may_go_out(size: int) -> None:
+    text = "Ann lives in Elm Road and Bob in Oak Lane. It is green there."
+    deltas = [text[i : i + size] for i in range(0, len(text), size)]
+    run = run_gate(deltas, names("Ann", "Elm Road", "Bob"), StreamConfig(first=60))
+    assert run.stopped is None
+    assert run.text == (
+        "[redacted] lives in [redacted] and [redacted] in Oak Lane. It is green there."
+    )
+
+
+def test_a_text_that_masking_does_not_mend_is_a_stop() -> None:
+    text = "Ann lives in Elm Road and Bob in Oak Lane."
+    run = run_gate([text], names("Ann", "Elm Road", "Bob", "Oak Lane"), StreamConfig(first=60))
+    assert run.stopped is not None
+    assert run.stopped.action is Action.REDACT
+    assert run.text == ""
+
+
+def test_a_sentence_that_hides_behind_what_was_masked_is_seen() -> None:
+    """Alone it is held; amid others, masked ones too, the policy's threshold is not reached."""
+
+    def judge(text: str) -> Verdict:
+        if "secret" in text:
+            return names("secret")(text)
+        if text.startswith("My pin is written on the back of"):
+            return REFUSE
+        seen = Assessment(
+            direction=Direction.OUTPUT,
+            severity_probabilities=dict.fromkeys(Severity, 0.0)
+            | {Severity.NONE: 0.7, Severity.MINOR: 0.3},
+            categories=dict.fromkeys(Category, 0.0),
+        )
+        return replace(ALLOW, assessment=seen)
+
+    text = "The word that nobody may read is secret. My pin is written on the back of the card."
+    run = run_gate([text], judge, StreamConfig().gathered())
+    assert run.stopped is not None
+    assert run.text == ""
+
+
+def test_a_redaction_without_an_assessment_lets_nothing_out() -> None:
+    """Of a failure, under `on_error = "redact"`: the masked text was judged by nobody."""
+    failed = Verdict(Action.REDACT, Direction.OUTPUT, degraded=True, error="gone")
+    run = run_gate(
+        ["Ann is here."], lambda text: failed if "[redacted]" in text else names("Ann")(text)
+    )
+    assert run.stopped is failed
+    assert run.text == ""
+
+
+def test_masks_keep_their_distance_from_what_follows() -> None:
+    text = "Ann is here. Bob is not."
+    assert mask_passages(text, [Passage(0, 13, 0.9)], "[redacted]") == "[redacted] Bob is not."
+
+
 def test_a_word_is_not_cut_in_two_when_it_has_an_end() -> None:
     text = "alpha beta gamma delta epsilon " * 30
     run = run_gate(text, lambda _: ALLOW, StreamConfig(first=20, longest=50))
