@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import sys
 import unicodedata
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -50,21 +51,32 @@ _SPACED = [
 _TRIPLED = re.compile(r"(?<![^\W\d_])(?:([A-Za-z])\1{2,}(?!\1)){2,}(?![^\W\d_])")
 _WORD = re.compile(rf"(?:[^\W\d_]|[{re.escape(SYMBOLS)}])+")
 _FOLDABLE = re.compile(r"[\x00-\x7f]?[^\x00-\x7f]+|[\x00-\x08\x0b\x0c\x0e-\x1f\x7f]+")
+# As JSON, Python and HTML write a character: who parses `b\u006fmb` reads a word.
+_ESCAPE = re.compile(
+    r"(?<!\\)\\+(?:u([0-9A-Fa-f]{4})|u\{([0-9A-Fa-f]{2,6})\}|U000([0-9A-Fa-f]{5})|x([0-9A-Fa-f]{2}))"
+    r"|&#(?:[xX]([0-9A-Fa-f]{2,6})|([0-9]{2,7}));"
+)
+_DEEPEST = 16  # codes within codes; each costs a pass over the text
 _DROPPED = frozenset({"Cf", "Mn", "Me", "Cs", "Co"})
 _FILLERS = frozenset("\u115f\u1160\u3164\uffa0")  # letters by category, drawn as nothing
 
 
 def canonicalise(text: str) -> Canonical:
-    """NFKC; hidden characters, homoglyphs, spaced and leet words undone, encoded blobs read (and
-    the text still called unreadable where they are most of it). Idempotent.
+    """NFKC; hidden characters, homoglyphs, spaced and leet words undone, escapes and
+    encoded blobs read (and the text still called unreadable where blobs are most of it, or more lie
+    within one another than are read). Idempotent up to there.
 
     Takes any text, lone surrogates and NUL included; what comes out encodes as UTF-8.
     """
     chars, origin = _fold_unicode(text)
     chars, origin = _unspell(chars, origin)
     opaque = unreadable(chars)
-    while (opened := _read_blobs(chars, origin))[0] != chars:
+    for _ in range(_DEEPEST):
+        if (opened := _read_escapes(*_read_blobs(chars, origin)))[0] == chars:
+            break
         chars, origin = _unspell(*opened)
+    else:
+        opaque = True
     # Leet is undone after all that: it would turn the digits of encoded blobs into letters.
     chars = _undo_leet(chars)
     return Canonical(*_spliced(chars, origin, _once(chars, origin)), opaque)
@@ -153,6 +165,24 @@ def _read_blobs(text: str, origin: Sequence[int]) -> tuple[str, Sequence[int]]:
     plain = ((start, end, _fold_unicode(said)[0]) for start, end, said in decoded(text))
     read = ((start, end, new, [origin[start]] * len(new)) for start, end, new in plain)
     return _spliced(text, origin, read)
+
+
+def _read_escapes(text: str, origin: Sequence[int]) -> tuple[str, Sequence[int]]:
+    """Single characters that are written as numbers."""
+
+    def read() -> Iterator[_Change]:
+        for match in _ESCAPE.finditer(text):
+            start, end = match.span()
+            *hexes, decimal = match.groups()
+            code = int(decimal) if decimal else int(next(filter(None, hexes)), 16)
+            if code <= sys.maxunicode and not 0xD800 <= code < 0xE000:  # half a pair
+                yield start, end, chr(code), [origin[start]]
+
+    plain, origin = _spliced(text, origin, read())
+    if plain == text:
+        return text, origin
+    folded, back = _fold_unicode(plain)
+    return folded, [origin[at] for at in back]
 
 
 def _fold_homoglyphs(text: str) -> str:

@@ -32,7 +32,12 @@ TRICKY = st.text(
         "₳ᎪƖ🅰⒜\U000e0061\U000e0151"
     ),
     max_size=120,
-)
+) | st.lists(
+    st.sampled_from(
+        ["\\", "u", "006f", r"\u006f", r"\u1100", r"\u1161", r"\x5c", r"\ud83d", "&#x6f;", "a", " "]
+    ),
+    max_size=40,
+).map("".join)
 
 
 def tokenizer(special: list[str], *also: str) -> Tokenizer:
