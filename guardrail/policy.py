@@ -317,7 +317,11 @@ def _base(extends: object, where: str, folder: Path | None, read: list[Path]) ->
 def _rules(data: object, base: Rules, where: str, key: str) -> Rules:
     table = table_of(data, where, key)
     check_keys(table, _DIRECTION, where, key)
-    rows = {category: dict(row) for category, row in base.categories.items()}
+    actions = _actions(table, where, key)
+    rows = {
+        category: {level: max(action, actions.get(level, action)) for level, action in row.items()}
+        for category, row in base.categories.items()
+    }
     category_thresholds: dict[Category, float] = dict(base.thresholds.categories)
     category_severity = {c: dict(levels) for c, levels in base.category_severity.items()}
     for name, value in table_of(table.get("categories", {}), where, f"{key}.categories").items():
@@ -335,7 +339,7 @@ def _rules(data: object, base: Rules, where: str, key: str) -> Rules:
             category_severity.setdefault(category, {}).update(levels)
     severity = _levels(table.get("thresholds", {}), where, f"{key}.thresholds")
     return Rules(
-        actions={**base.actions, **_actions(table, where, key)},
+        actions={**base.actions, **actions},
         categories=rows,
         thresholds=Thresholds({**base.thresholds.severity, **severity}, category_thresholds),
         category_severity=category_severity,

@@ -294,6 +294,20 @@ def test_what_an_extending_policy_says_replaces_only_that() -> None:
     assert Policy.load("strict") == strict
 
 
+def test_what_a_severity_costs_is_raised_for_inherited_categories_too_and_never_lowered() -> None:
+    mine = Policy.parse(
+        'name = "m"\nextends = "balanced"\n[output]\nminor = "refuse"\nmoderate = "flag"'
+    )
+    private = Category.PRIVACY_VIOLATION
+    assert mine.output.action(private, Severity.MINOR) is Action.REFUSE
+    assert mine.output.action(private, Severity.MODERATE) is Action.REDACT
+    named = Policy.parse(
+        'name = "m"\nextends = "balanced"\n[output]\nminor = "refuse"\n'
+        '[output.categories."Privacy Violation"]\nminor = "flag"'
+    )
+    assert named.output.action(private, Severity.MINOR) is Action.FLAG
+
+
 def test_a_policy_may_extend_a_file_beside_it_that_extends_a_preset(tmp_path: Path) -> None:
     (tmp_path / "house.toml").write_text('name = "house"\nextends = "strict"\nrefusal = "No."')
     (tmp_path / "desk.toml").write_text(
