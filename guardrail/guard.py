@@ -182,6 +182,11 @@ class Guard:
         seen = (yield there) if there else []
         if len(seen) != len(there):
             raise ModerationError(f"{model} gave {len(seen)} assessments of {len(there)} texts")
+        for pair, one in zip(there, seen, strict=True):
+            if one.direction is not pair.direction:  # it would be decided by the other grid
+                raise ModerationError(
+                    f"{model} assessed {pair.direction.value} as {one.direction.value}"
+                )
         rest = iter(seen)
         return [
             self.policy.decide(

@@ -135,6 +135,19 @@ def test_a_moderator_without_thresholds_or_id_fails_closed() -> None:
     assert (verdict.action, verdict.degraded) == (Action.REFUSE, True)
 
 
+def test_a_moderator_that_takes_an_answer_for_a_prompt_fails_closed() -> None:
+    class Confused(FakeModerator):
+        def assess(self, pairs: Sequence[Pair]) -> Sequence[Assessment]:
+            return [Assessment.harmless(Direction.INPUT) for _ in pairs]
+
+    guard = Guard(Confused({}))
+    assert guard.check("Hello.").delivers
+    verdict = guard.check("Hello.", "Hi.")
+    assert verdict.degraded
+    assert not verdict.delivers
+    assert "assessed output as input" in str(verdict.error)
+
+
 @pytest.mark.parametrize("wrong", [7, 0, False, b"", b"bomb", [], {}, object()])
 def test_what_is_not_text_fails_closed(wrong: Any) -> None:
     for verdict in (Guard(fake()).check(wrong), Guard(fake()).check("hi", wrong)):
