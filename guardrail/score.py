@@ -65,6 +65,10 @@ def read_score_manifest(folder: Path) -> ScoreManifest:
     try:
         manifest = ScoreManifest(**json.loads(path.read_text(encoding="utf-8")))
         files = [(folder / name, manifest.files[name]) for name in ("model.onnx", "tokenizer.json")]
+        if not isinstance(manifest.encoding, dict):
+            raise ValueError(f"encoding must be an object, not {manifest.encoding!r}")
+        if not all(isinstance(expected, str) for _, expected in files):
+            raise ValueError("files: hashes must be texts")
     except FileNotFoundError:
         raise ArtifactError(f"{path} is missing: not a score model, or one half written") from None
     except (OSError, *MISSHAPEN) as error:

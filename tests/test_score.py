@@ -74,6 +74,8 @@ def test_a_folder_without_a_manifest_is_refused(tmp_path: Path) -> None:
         ({"encoding": {"layout": "smoke"}}, "unknown layout 'smoke'"),
         ({"encoding": {"layout": "pair", "max_tokens": 1}}, "max_tokens=1 must exceed"),
         ({"encoding": {"layout": "chat"}}, "missing .* required"),
+        ({"encoding": None}, "encoding must be an object, not None"),
+        ({"files": {"model.onnx": 1, "tokenizer.json": 2}}, "hashes must be texts"),
     ],
 )
 def test_a_manifest_that_makes_no_sense_is_refused_in_a_line(

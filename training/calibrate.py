@@ -214,7 +214,7 @@ def _is_benign(example: Example) -> bool:
 def _scored(
     moderator: OnnxModerator, rows: Sequence[Example], others: list[Example], label: str
 ) -> Scored:
-    annotated = [e for e in rows if e.source.startswith("annotated/") and e.origin.get("severity")]
+    annotated = [e for e in rows if e.is_rated]
     benign = [e for e in rows if _is_benign(e) and e.origin.get("severity")]
     pairs = [Pair(e.prompt, e.response) for e in [*annotated, *benign, *others]]
     severity, categories = text_logits(moderator, pairs, label=label)

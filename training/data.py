@@ -16,6 +16,7 @@ import hashlib
 import json
 import re
 import unicodedata
+import zlib
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
@@ -28,7 +29,7 @@ import tyro
 from guardrail.taxonomy import Category
 from training.duplicates import near_duplicate_groups
 from training.ending import ends_in_a_line
-from training.rows import checked, each, published
+from training.rows import checked, each
 
 CATEGORIES = [category.value for category in Category]
 _INDEX = {name: index for index, name in enumerate(CATEGORIES)}
@@ -62,6 +63,13 @@ class Example:
     def key(self) -> tuple[str, str]:
         """Exact duplicates have the same key."""
         return normalise(self.prompt), "\0" if self.response is None else normalise(self.response)
+
+    @property
+    def is_rated(self) -> bool:
+        """Whether its severity and categories were judged, by the rubric or by PKU's people,
+        rather than follow from where it comes from."""
+        judged = self.severity is not None and self.categories is not None
+        return judged and self.source.startswith(("annotated/", "pku/"))
 
 
 def normalise(text: str) -> str:
@@ -101,7 +109,7 @@ def read_jsonl(path: Path) -> Iterator[dict[str, Any]]:
                     yield json.loads(line)
                 except json.JSONDecodeError as error:
                     raise SystemExit(f"{path}:{number}: not JSON: {error}") from error
-        except (UnicodeDecodeError, gzip.BadGzipFile, EOFError) as error:
+        except (UnicodeDecodeError, gzip.BadGzipFile, zlib.error, EOFError) as error:
             raise SystemExit(f"{path}: damaged, or no text in UTF-8: {error}") from error
 
 
@@ -243,33 +251,6 @@ def the_rest(folder: Path, examples: Sequence[Example]) -> list[Example]:
     return [e for e in rest if groups[normalise(e.prompt)] not in closed]
 
 
-def load_pku(name: str, split: str = "train") -> list[Example]:
-    """PKU-SafeRLHF by hub name or local copy: one example per answer, labelled by PKU's people."""
-    pairs = each(name, published(name, split), lambda row: list(from_pku(row)))
-    return [example for pair in pairs for example in pair]
-
-
-def from_pku(row: dict[str, Any]) -> Iterator[Example]:
-    """The two answers of one PKU-SafeRLHF row (v1 field names)."""
-    for side in (0, 1):
-        harms = row.get(f"response_{side}_harm_category")
-        severity = row.get(f"response_{side}_severity_level")
-        safe = bool(row[f"is_response_{side}_safe"])
-        names = [name for name, on in harms.items() if on] if harms is not None else None
-        unknown = sorted(set(names or ()) - set(CATEGORIES))
-        if unknown:
-            raise SystemExit(f"PKU-SafeRLHF names categories this taxonomy lacks: {unknown}")
-        yield Example(
-            prompt=row["prompt"],
-            response=row[f"response_{side}"],
-            source=f"pku/{row.get(f'response_{side}_source', 'unknown')}",
-            unsafe=not safe,
-            severity=0 if safe else (int(severity) if severity else None),
-            categories=[] if safe else names,
-            origin={"unsafe": "human", "severity": "human", "categories": "human"},
-        )
-
-
 # --- cleaning and splits -------------------------------------------------------------------------
 
 
@@ -361,6 +342,7 @@ def build(
     everything: train on what is beyond the limits of the sources too, e.g. for a teacher to label.
     """
     from training.data_card import report
+    from training.pku import load_pku
 
     local = Path(source)
     if (local / "annotated_responses.jsonl.gz").exists():

@@ -65,6 +65,7 @@ def held_out_sets(
 
     yield made("annotated answers", "ai", "annotated", pick("annotated/", Direction.OUTPUT))
     yield made("annotated prompts", "ai", "annotated", pick("annotated/", Direction.INPUT))
+    yield made("PKU-SafeRLHF answers", "human", "annotated", pick("pku/", Direction.OUTPUT))
     yield made("BeaverTails answers", "human", "human", people("jincan_bt_train", "spard_bt"))
     pku = people("pku_dpo_5k", "pku_v1_sft_safety", "pku_safe_sft")
     yield made("PKU-SafeRLHF answers, balanced", "human/derived", "human", balanced(pku))

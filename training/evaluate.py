@@ -178,7 +178,7 @@ def groups_of_people(moderator: OnnxModerator, args: Args) -> list[dict[str, Any
 
 
 def _annotated(examples: Sequence[Example], *, unsafe: bool, limit: int) -> list[Example]:
-    rows = [e for e in examples if e.source.startswith("annotated/") and e.unsafe is unsafe]
+    rows = [e for e in examples if e.is_rated and e.unsafe is unsafe]
     return sample(rows, limit)
 
 

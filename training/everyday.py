@@ -22,13 +22,14 @@ import tyro
 
 from guardrail import Action, Guard, Pair
 from training.bases import SMOLLM2
-from training.data import normalise
+from training.data import normalise, read_examples
 from training.ending import ends_in_a_line
+from training.eval_sets import like
 from training.lm import BASES_FOLDER, LanguageModel, encode_prompt, load_policy
 from training.on_policy import REPEATING, whole_sentences
 from training.precision import fast_dtype
 from training.preference_rows import Demonstration
-from training.preferences import read_demonstrations, write_rows
+from training.preferences import read_demonstrations, read_preferences, write_rows
 from training.resuming import claim, kept_rows
 from training.rollout import greedy, sample, texts
 from training.suppression_report import refuses, repetition
@@ -43,7 +44,9 @@ class Args:
     guard_policy: str = "balanced"
     """What it flags is left out, even if it would deliver it."""
     data: Path = Path("build/preferences")
-    """Its held-out prompts are left out, should one be written again."""
+    """Its held-out prompts, and what is like them, are left out, should one be written again."""
+    examples: Path = Path("build/data")
+    """So are those of what `training.data build` wrote, which `training.suppression` asks."""
     bases: Path = BASES_FOLDER
     out: Path = Path("build/everyday")
     prompts: int = 1000
@@ -94,8 +97,21 @@ def draw_turns(args: Args, lm: LanguageModel, count: int) -> list[Turn]:
     return [Turn(prompt, answers.get(prompt, "")) for prompt in prompts]
 
 
+def held_out_prompts(args: Args) -> set[str]:
+    """Normalised: those of the policies' and of the guard's validation and test splits."""
+    rows = [
+        *read_demonstrations(args.data, "validation", "test"),
+        *read_preferences(args.data, "validation"),
+        *read_preferences(args.data, "test"),
+        *read_examples(args.examples, "validation", "test"),
+    ]
+    return {normalise(row.prompt) for row in rows}
+
+
 def keep(turns: Sequence[Turn], guard: Guard, held_out: Collection[str]) -> list[Demonstration]:
-    """The everyday ones that are answered, each prompt once. held_out: normalised prompts."""
+    """The everyday ones that are answered, each prompt once, none like a held-out one. held_out:
+    normalised prompts."""
+    held_out = like({key for turn in turns if (key := normalise(turn.prompt))}, held_out)
     found: dict[str, Demonstration] = {}
     for turn in turns:
         key, answer = normalise(turn.prompt), whole_sentences(turn.answer)
@@ -110,7 +126,7 @@ def keep(turns: Sequence[Turn], guard: Guard, held_out: Collection[str]) -> list
 
 
 def main(args: Args) -> None:
-    guard = Guard(policy=args.guard_policy)
+    guard, held_out = Guard(policy=args.guard_policy), held_out_prompts(args)
     claim(args.out, args)
     lm = load_policy(args.policy, args.bases, merged=True, dtype=fast_dtype())
     path = args.out / "turns.jsonl"
@@ -122,7 +138,6 @@ def main(args: Args) -> None:
             file.writelines(json.dumps(asdict(t), ensure_ascii=False) + "\n" for t in new)
         turns += new
         print(f"{len(turns)}/{args.prompts} turns", flush=True)
-    held_out = {normalise(d.prompt) for d in read_demonstrations(args.data, "validation", "test")}
     kept = keep(turns, guard, held_out)
     write_rows(args.out / "demonstrations.jsonl", kept)
     print(f"{args.out}/demonstrations.jsonl: {len(kept)} of {len(turns)} turns kept")

@@ -29,6 +29,7 @@ from guardrail.local import ChatEncoder, ChatFormat, OnnxChat, PolicyManifest
 from training.ending import ends_in_a_line
 from training.llama_onnx import LlamaShape, Precision, build
 from training.lm import BASES_FOLDER, LanguageModel, encode_prompt, load_policy, stop_tokens
+from training.resuming import refuse_below_one
 from training.rollout import greedy
 from training.runs import make_folder
 
@@ -70,6 +71,7 @@ class Args:
 
 
 def main(args: Args) -> None:
+    refuse_below_one(args)
     if not Path(args.policy).is_dir() and args.policy.count("/") != 1:
         raise SystemExit(
             f"{args.policy}: no such folder: train an adapter first (python -m training.sft, "

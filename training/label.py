@@ -34,7 +34,7 @@ class Args:
     teacher: Path = Path("build/teacher")
     data: Path = Path("build/data")
     out: Path = Path("build/distil")
-    trusted: tuple[str, ...] = ("annotated/", "benign/", "over_refusal/")
+    trusted: tuple[str, ...] = ("annotated/", "pku/", "benign/", "over_refusal/")
     """Prefixes of sources whose own labels stand alone."""
     limit_per_source: int = 1800
     """At most so many texts of one source are judged; the rest are left out."""

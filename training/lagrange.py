@@ -13,7 +13,8 @@ class LagrangeMultiplier:
 
         log lambda <- log lambda + rate * lambda * (J - limit)
 
-    (Safe RLHF, Dai et al. 2024), where J is the mean of the last `window` episodes' costs:
+    (Safe RLHF, Dai et al. 2024), where J is the mean cost of the newest batches of episodes, whole
+    ones, since harmful and harmless prompts stand apart in one: as few as hold `window` episodes.
     lambda rises while the constraint is violated and falls while there is room. initial = 0 stays
     0: PPO without a constraint. `maximum` bounds what a constraint that cannot be met does.
     """
@@ -34,7 +35,8 @@ class LagrangeMultiplier:
             )
         self.limit, self.rate, self.maximum = limit, rate, maximum
         self._log = math.log(initial) if initial else -math.inf
-        self._costs: deque[float] = deque(maxlen=window)
+        self._window = window
+        self._batches: deque[list[float]] = deque()
 
     @property
     def value(self) -> float:
@@ -43,11 +45,14 @@ class LagrangeMultiplier:
     @property
     def mean_cost(self) -> float:
         """J, the moving average; nan before the first episode."""
-        return sum(self._costs) / len(self._costs) if self._costs else math.nan
+        costs = [cost for batch in self._batches for cost in batch]
+        return sum(costs) / len(costs) if costs else math.nan
 
     def observe(self, costs: Iterable[float]) -> float:
-        """Take in the costs of the newest episodes, move, and return the new lambda."""
-        self._costs.extend(costs)
+        """Take in the costs of the newest batch of episodes, move, and return the new lambda."""
+        self._batches.append(list(costs))
+        while sum(map(len, self._batches)) - len(self._batches[0]) >= self._window:
+            self._batches.popleft()
         if not math.isfinite(self.mean_cost):
             raise ValueError("the multiplier needs finite costs of at least one episode")
         step = self.rate * self.value * (self.mean_cost - self.limit)
@@ -55,9 +60,8 @@ class LagrangeMultiplier:
         return self.value
 
     def state_dict(self) -> dict[str, Any]:
-        return {"log": self._log, "costs": list(self._costs)}
+        return {"log": self._log, "costs": [list(batch) for batch in self._batches]}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         self._log = state["log"]
-        self._costs.clear()
-        self._costs.extend(state["costs"])
+        self._batches = deque(list(batch) for batch in state["costs"])

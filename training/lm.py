@@ -163,7 +163,7 @@ def load_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
     """The tokenizer of a model folder; it must know a chat template and an end of turn."""
     try:
         tokenizer = AutoTokenizer.from_pretrained(folder)
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, LookupError) as error:
         raise SystemExit(f"{folder}: no readable tokenizer: {in_a_line(error)}") from error
     if not tokenizer.chat_template:
         raise SystemExit(f"{folder}: its tokenizer has no chat template: use an instruction model")
@@ -243,13 +243,15 @@ def grouped(lengths: Sequence[int], size: int, seed: int) -> list[int]:
     """An order of items such that runs of `size` have like lengths: batches with little padding.
 
     Runs come in random order. A run is one step's batch, over all processes, so the batches do not
-    depend on how many processes share them. Items beyond the last whole run are put at its end.
+    depend on how many processes share them. What is more than whole runs, a random choice of other
+    ones for each seed, stands at the end.
     """
     if size < 1:
         raise ValueError(f"a batch of {size}")
     rng = random.Random(seed)
-    order = sorted(range(len(lengths)), key=lambda i: (lengths[i], rng.random()))
+    rest = rng.sample(range(len(lengths)), len(lengths) % size)
+    whole = set(range(len(lengths))).difference(rest)
+    order = sorted(whole, key=lambda i: (lengths[i], rng.random()))
     runs = [order[first : first + size] for first in range(0, len(order), size)]
-    rest = runs.pop() if runs and len(runs[-1]) < size else []
     rng.shuffle(runs)
     return [i for run in [*runs, rest] for i in run]

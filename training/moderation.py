@@ -47,6 +47,7 @@ from training.precision import bf16_pays
 from training.quantized import quantization_aware, settle
 from training.restore import begin
 from training.runs import (
+    accelerator_of,
     identity,
     load_whole,
     make_folder,
@@ -69,7 +70,7 @@ class Args(Objective):
     """Keep the base's first so many layers; all of them by default."""
     init: Path | None = None
     """What an earlier run or `training.export` wrote: start from its weights, heads included."""
-    include: tuple[str, ...] = ("annotated/", "benign/", "over_refusal/oktest")
+    include: tuple[str, ...] = ("annotated/", "pku/", "benign/", "over_refusal/oktest")
     """Prefixes of the sources to train on."""
     answers: float = 1.0
     """Share of the answers to train on; prompts alone are all used."""
@@ -263,7 +264,7 @@ class Run:
 
 
 def main(args: Args) -> None:
-    accelerator = Accelerator(mixed_precision="bf16" if args.bf16 else "no")
+    accelerator = accelerator_of(bf16=args.bf16)
     random.seed(args.seed)
     np.random.seed(args.seed)
     torch.manual_seed(args.seed)
@@ -272,14 +273,14 @@ def main(args: Args) -> None:
     folder = moderation_base(args.base, args.data.parent / "bases")
     encoder = Encoder.from_file(folder / "tokenizer.json", args.encoder)
     chosen = choose(read_examples(args.data, "train"), args)
-    held_out = [e for e in read_examples(args.data, "validation") if _annotated(e)][: args.limit]
+    held_out = [e for e in read_examples(args.data, "validation") if e.is_rated][: args.limit]
     refuse_empty(chosen, held_out, args.data)
     chosen = balanced(chosen, args.balance)
     rows = encode(chosen, encoder, args.teacher_share)
     people = human_labels(args.people) if args.people else {}
     heeded = heed(rows, people, args.people_share)
     targets = ((*r.example.key, r.severity.tolist(), r.categories.tolist()) for r in rows)
-    name = identity(args, targets)
+    name = identity(args, targets, accelerator.num_processes)
     if has_finished(args.out, name):
         print(f"{args.out}: this run has finished: nothing to do", flush=True)
         return

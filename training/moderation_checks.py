@@ -49,7 +49,7 @@ def refuse_empty(chosen: Sequence[object], held_out: Sequence[object], data: Pat
     if not chosen:
         raise SystemExit(f"{data}: --include and --answers leave no labelled text to train on")
     if not held_out:
-        raise SystemExit(f"{data}: no text of annotated/ in validation.jsonl to measure by")
+        raise SystemExit(f"{data}: no text of annotated/ or pku/ in validation.jsonl to measure by")
 
 
 def has_finished(out: Path, run: str) -> bool:

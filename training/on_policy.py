@@ -29,7 +29,7 @@ from training.lm import BASES_FOLDER, LanguageModel, encode_prompt, load_policy
 from training.precision import fast_dtype
 from training.preference_rows import Demonstration, Preference
 from training.preferences import read_demonstrations, read_shown, write_rows
-from training.resuming import claim, kept_rows, refuse_below_one
+from training.resuming import claim, kept_rows, manifest_of, refuse_below_one
 from training.rollout import EndlessPrompts, rollout_prompts, sample, texts
 from training.scorers import Scorer, open_scorer, refuse_wrong_sign
 from training.suppression_report import refuses, repetition
@@ -152,7 +152,7 @@ def draw_all(
     """The draws of each prompt; whole batches of an earlier, stopped run are kept. The randomness
     of a batch depends on seed and place alone, so that the draws are those of a run in one go."""
     asked = prompts_of(args, lm, more)
-    claim(args.out, args)
+    claim(args.out, args, {"cost_model": manifest_of(args.cost)})
     path = args.out / "draws.jsonl"
     size, started = max(1, args.batch // args.draws), time.monotonic()
     found = [[Draw(**row) for row in group] for group in kept_rows(path, size, len(asked))]

@@ -42,7 +42,7 @@ from training.plots import Curves, draw, read
 from training.ppo import Critics, Learner, NotFiniteError, Ppo, Rollout
 from training.precision import DType, fast_dtype
 from training.preferences import read_demonstrations
-from training.resuming import claim, refuse_below_one
+from training.resuming import claim, manifest_of, refuse_below_one
 from training.rollout import (
     EndlessPrompts,
     Sequences,
@@ -54,7 +54,7 @@ from training.rollout import (
     survey,
     texts,
 )
-from training.runs import refuse_other_weights, save_whole
+from training.runs import accelerator_of, digest_of, load_whole, refuse_other_weights, save_whole
 from training.scorers import Scorer, open_scorer, refuse_wrong_sign
 from training.tuning import StopAtSignal
 
@@ -85,7 +85,7 @@ class Args(Ppo):
     lambda_rate: float = 0.1
     lambda_max: float = 5.0
     window: int = 128
-    """Answers in the moving average of the cost."""
+    """Answers in the moving average of the cost, at least; whole steps of them count."""
     rank: int = 16
     dtype: DType = field(default_factory=fast_dtype)
     """Of the frozen weights: bfloat16 where the machine is faster in it; the LoRA's and the
@@ -224,7 +224,7 @@ class Run:
 
     def load(self, path: Path) -> None:
         """Go on from a checkpoint; SystemExit for one of another model."""
-        state = torch.load(path, weights_only=True, map_location=self.accelerator.device)
+        state = load_whole(path, self.accelerator.device)
         refuse_other_weights(path, state["adapter"], get_peft_model_state_dict(self.model))
         set_peft_model_state_dict(self.model, state["adapter"])
         for name, part in self._parts().items():
@@ -275,16 +275,21 @@ def multiplier_of(args: Args) -> LagrangeMultiplier:
 def align(args: Args, reward: Scorer, cost: Scorer) -> None:
     """Train, or go on training, the policy of `args` on what `reward` and `cost` say."""
     refuse_wrong_sign(cost, args.cost)
-    # Without a GPU it has to be told: else processes would not know of one another.
-    accelerator = Accelerator(cpu=not torch.accelerator.is_available())
+    accelerator = accelerator_of()
     torch.manual_seed(args.seed)
     refuse_below_one(args)
     lm = open_policy(args.policy, args.bases, rank=args.rank, dtype=args.dtype)
     lm.model.to(accelerator.device)
     harmful, benign = rollout_prompts(args.data, lm.tokenizer, args.prompt_tokens)
-    claim(args.out, args)
     prompts = EndlessPrompts(harmful, benign, args.harmful_share, args.seed)
     answers = [(d.prompt, d.answer) for d in read_demonstrations(args.data, "train")]
+    learnt_from = {
+        "processes": accelerator.num_processes,  # they share out the prompts
+        "reward_model": manifest_of(args.reward),
+        "cost_model": manifest_of(args.cost),
+        "rows": digest_of([harmful, benign, answers])[:16],
+    }
+    claim(args.out, args, learnt_from)
     run = Run(args, lm.model, lm.tokenizer, (reward, cost), prompts, answers, accelerator)
     if (path := args.out / "checkpoint.pt").exists():
         run.load(path)

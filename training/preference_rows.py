@@ -102,9 +102,18 @@ def refuses(answer: str) -> bool:
 
 def _text(row: dict[str, Any], field: str) -> str:
     value = row.get(field)
-    if not isinstance(value, str) or not value.strip():
+    if not is_text(value):
         raise ValueError(f"no {field!r}: it has to be a text that is not empty")
-    return value
+    return str(value)
+
+
+def is_text(value: object) -> bool:
+    """A str with something in it, all of it characters: half of an emoji that was cut is none.
+    Raises ValueError for that."""
+    if not isinstance(value, str) or not value.strip():
+        return False
+    value.encode()
+    return True
 
 
 def _one_of(row: dict[str, Any], field: str, allowed: tuple[Any, ...]) -> Any:
@@ -143,11 +152,7 @@ def _safety(row: dict[str, Any], fields: tuple[str, str]) -> tuple[bool | None, 
 def from_built(row: dict[str, Any]) -> Preference:
     """A row with the fields of `Preference`, such as `training.preferences build` writes."""
     answers = row.get("answers")
-    if (
-        not isinstance(answers, list | tuple)
-        or len(answers) != 2
-        or not all(isinstance(answer, str) and answer.strip() for answer in answers)
-    ):
+    if not isinstance(answers, list | tuple) or len(answers) != 2 or not all(map(is_text, answers)):
         raise ValueError("answers are not two texts")
     if not {"more_helpful", "less_harmful"} & row.keys():
         raise ValueError("neither more_helpful nor less_harmful: 0, 1, or null where unknown")

@@ -44,6 +44,7 @@ from training.preference_rows import (
     from_built,
     from_chosen,
     from_pku,
+    is_text,
     merge,
     refuses,
 )
@@ -146,7 +147,7 @@ def _answers(folder: Path, name: str, **more: tuple[type, ...]) -> Iterator[dict
             if type(row[field]) not in types:
                 wanted = " or ".join(one.__name__ for one in types)
                 raise TypeError(f"{field} is {row[field]!r}, not a {wanted}")
-        return row if row["prompt"].strip() and row["response"].strip() else None
+        return row if is_text(row["prompt"]) and is_text(row["response"]) else None
 
     path = _file(folder, name)
     return each(path, read_jsonl(path), checked)

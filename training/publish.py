@@ -22,10 +22,11 @@ from typing import Any
 
 import torch
 import tyro
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
 from guardrail._files import sha256_of, write_json
-from training.ending import ends_in_a_line
+from training.ending import ends_in_a_line, in_a_line
 from training.lm import refuse_not_finite
 
 WEIGHTS = "adapter_model.safetensors"
@@ -50,11 +51,14 @@ def stages(policy: Path) -> list[dict[str, Any]]:
     path = policy / "summary.json"
     if not path.is_file():
         raise SystemExit(f"{path} is missing: the run has not ended: start it again, it resumes")
-    summary = json.loads(path.read_text(encoding="utf-8"))
-    if "stages" in summary:  # published already, and gone on from
-        published: list[dict[str, Any]] = summary["stages"]
-        return published
-    before = Path(summary["args"]["policy"])
+    try:
+        summary = json.loads(path.read_text(encoding="utf-8"))
+        if "stages" in summary:  # published already, and gone on from
+            published: list[dict[str, Any]] = summary["stages"]
+            return published
+        before = Path(summary["args"]["policy"])
+    except (ValueError, LookupError, TypeError) as error:
+        raise SystemExit(f"{path} is not what a training run writes: {in_a_line(error)}") from error
     earlier = stages(before) if (before / "adapter_config.json").is_file() else []
     own = {name: value for name, value in summary.items() if name not in _LONG}
     stage = {"policy": policy.name} | own
@@ -67,7 +71,10 @@ def main(args: Args) -> None:
     if args.out.resolve() == args.policy.resolve():
         raise SystemExit(f"--out is --policy, {args.out}, which would be written over itself")
     led_here = stages(args.policy)
-    weights = load_file(args.policy / WEIGHTS)
+    try:
+        weights = load_file(args.policy / WEIGHTS)
+    except (OSError, SafetensorError) as error:
+        raise SystemExit(f"{args.policy / WEIGHTS} is damaged: {in_a_line(error)}") from error
     refuse_not_finite(weights, args.policy)
     args.out.mkdir(parents=True, exist_ok=True)
     (args.out / "summary.json").unlink(missing_ok=True)  # of what is replaced now

@@ -23,17 +23,20 @@ _SHOWN = {"rows_per_update": "batch x accumulate x processes"}
 _AT_LEAST_ONE = (
     "epochs", "batch", "accumulate", "limit", "max_tokens", "rank", "save_steps", "log_steps",
     "steps", "held_out_steps", "rollouts", "minibatch", "new_tokens", "prompt_tokens", "window",
-    "save_every", "prompts", "draws", "tokens",
+    "save_every", "prompts", "draws", "tokens", "rounds",
 )  # fmt: skip
+_NOT_BELOW_ZERO = ("pairs", "help_pairs", "held_out")
 
 
 def refuse_below_one(args: Any) -> None:
-    """SystemExit for a count among the arguments, such as --batch, that is less than 1."""
-    for name in _AT_LEAST_ONE:
-        value = getattr(args, name, None)
-        if value is not None and value < 1:
-            option = f"--{name.replace('_', '-')}"
-            raise SystemExit(f"{option} is {value}: it has to be 1 or more")
+    """SystemExit for a count among the arguments, such as --batch, that is less than 1, or than 0
+    where none is a choice too."""
+    for names, least in ((_AT_LEAST_ONE, 1), (_NOT_BELOW_ZERO, 0)):
+        for name in names:
+            value = getattr(args, name, None)
+            if isinstance(value, int) and value < least:
+                option = f"--{name.replace('_', '-')}"
+                raise SystemExit(f"{option} is {value}: it has to be {least} or more")
 
 
 def weights_of(policy: str) -> str:
@@ -43,16 +46,30 @@ def weights_of(policy: str) -> str:
     return sha256_of(path) if path.exists() else policy
 
 
-def claim(out: Path, args: Any, *, rows_per_update: int | None = None) -> None:
+def manifest_of(model: Path) -> str | None:
+    """What tells a score model from another in the same place; None for one without a manifest."""
+    path = model / "manifest.json"
+    return sha256_of(path)[:16] if path.exists() else None
+
+
+def claim(
+    out: Path,
+    args: Any,
+    learnt_from: Mapping[str, Any] | None = None,
+    *,
+    rows_per_update: int | None = None,
+) -> None:
     """Write the arguments (a dataclass) into `out`/args.json; SystemExit if a run with other ones
     is there.
 
     A policy counts as its weights, so that one that was trained again is another.
+    learnt_from: what else decides the result and is no argument, such as a score model's hash.
     rows_per_update: over all processes; where it is given, an update's rows may be spread over
     steps and processes otherwise than before.
     """
     refuse_below_one(args)
-    ours, may_change = asdict(args) | {"policy_weights": weights_of(args.policy)}, _MAY_CHANGE
+    ours = asdict(args) | {"policy_weights": weights_of(args.policy)} | dict(learnt_from or {})
+    may_change = _MAY_CHANGE
     if rows_per_update is not None:
         ours["rows_per_update"] = rows_per_update
         may_change += ("batch", "accumulate")

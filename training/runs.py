@@ -13,8 +13,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from accelerate import Accelerator
 
 __all__ = [
+    "accelerator_of",
     "digest_of",
     "identity",
     "load_whole",
@@ -24,6 +26,13 @@ __all__ = [
     "save_whole",
     "warmup_then_linear",
 ]
+
+
+def accelerator_of(*, bf16: bool = False) -> Accelerator:
+    """What spreads a run over the processes that `accelerate launch` started."""
+    # Without a GPU it has to be told: else processes would not know of one another.
+    cpu = not torch.accelerator.is_available()
+    return Accelerator(mixed_precision="bf16" if bf16 else "no", cpu=cpu)
 
 
 def warmup_then_linear(
@@ -44,13 +53,13 @@ def save_whole(state: dict[str, Any], path: Path) -> None:
     os.replace(partial, path)
 
 
-def load_whole(path: Path) -> dict[str, Any]:
+def load_whole(path: Path, device: torch.device | None = None) -> dict[str, Any]:
     """What `torch.save` wrote of a dict; SystemExit where it is damaged."""
     try:
-        state = torch.load(path, weights_only=True)
+        state = torch.load(path, weights_only=True, map_location=device)
         if not isinstance(state, dict):
             raise ValueError(f"a {type(state).__name__}")
-    except (RuntimeError, EOFError, ValueError, pickle.UnpicklingError) as error:
+    except (RuntimeError, EOFError, ValueError, LookupError, pickle.UnpicklingError) as error:
         raise SystemExit(
             f"{path} is damaged, or was not written by training: remove it, and what needs it "
             "starts anew"
@@ -71,10 +80,12 @@ def digest_of(content: object) -> str:
     return hashlib.sha256(json.dumps(content).encode()).hexdigest()
 
 
-def identity(args: Any, rows: Iterable[object]) -> str:
+def identity(args: Any, rows: Iterable[object], processes: int = 1) -> str:
     """What tells a run from others: its arguments (a dataclass), but for where it writes and how
-    often, and what it trains on (`rows`, of what JSON has)."""
+    often, what it trains on (`rows`, of what JSON has), and how many processes share its batches
+    out."""
     told = {k: v for k, v in asdict(args).items() if k not in ("out", "checkpoint_seconds")}
+    told |= {"processes": processes} if processes > 1 else {}
     found = hashlib.sha256(json.dumps(told, default=str, sort_keys=True).encode())
     for row in rows:
         found.update(json.dumps(row).encode())

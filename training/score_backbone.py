@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -20,7 +19,9 @@ from guardrail.score import Layout, layout_of
 from training.bases import base_folder
 from training.ending import in_a_line
 from training.lm import load_policy
-from training.model import ModerationModel, mean_pooled
+from training.model import ModerationModel, mean_pooled, summary_of
+
+_MOST_WEIGHTS = 1.9e9  # int8, in one file of at most 2 GB
 
 
 class Score(nn.Module):
@@ -140,7 +141,7 @@ def _encoder(args: BackboneArgs) -> Backbone:
             raise SystemExit(f"{args.init}: no model.pt: --init is what training.moderation wrote")
         encoder: Any = ModerationModel.load(args.init).encoder
         tokenizer = args.init / "tokenizer.json"
-        base = json.loads((args.init / "summary.json").read_text())["args"]["base"]
+        base = summary_of(args.init)["args"]["base"]
     else:
         folder = base_folder(args.base, args.bases)
         try:
@@ -148,7 +149,10 @@ def _encoder(args: BackboneArgs) -> Backbone:
         except (OSError, TypeError, ValueError, SafetensorError) as error:
             raise SystemExit(f"{folder}: not an encoder: {in_a_line(error)}") from error
         tokenizer = folder / "tokenizer.json"
-    config = EncoderConfig(args.max_tokens, args.prompt_tokens, args.overlap)
+    try:
+        config = EncoderConfig(args.max_tokens, args.prompt_tokens, args.overlap)
+    except ValueError as error:
+        raise SystemExit(f"--max-tokens, --prompt-tokens, --overlap: {error}") from None
     encoding = {"layout": "pair", **config.to_json()}
     model = EncoderScore(encoder, encoder.config.hidden_size)
     return _backbone(args, model, tokenizer, encoding, base)
@@ -161,6 +165,12 @@ def _lm(args: BackboneArgs) -> Backbone:
     if args.init is not None:
         raise SystemExit("--init is an encoder: it goes with --backbone encoder")
     lm = load_policy(args.base, args.bases)
+    size = sum(p.numel() for p in lm.model.parameters())
+    if size > _MOST_WEIGHTS:
+        raise SystemExit(
+            f"{args.base} has {size / 1e9:.1f} billion weights, and an ONNX file holds 2 GB: take "
+            f"a --base of {_MOST_WEIGHTS / 1e9:g} billion at most"
+        )
     body = get_peft_model(
         lm.model.model,
         LoraConfig(r=args.rank, lora_alpha=2 * args.rank, target_modules="all-linear"),

@@ -40,8 +40,11 @@ from training.preferences import (
     read_preferences,
     refuse_flipped,
 )
+from training.resuming import refuse_below_one
 from training.runs import (
+    accelerator_of,
     identity,
+    load_whole,
     make_folder,
     refuse_another,
     refuse_other_weights,
@@ -212,7 +215,8 @@ class Run:
         steps: int,
     ):
         self.args, self.steps, self.accelerator = args, steps, accelerator
-        self.identity = identity(args, (asdict(p) for p in preferences))
+        rows = (asdict(p) for p in preferences)
+        self.identity = identity(args, rows, accelerator.num_processes)
         self.pad_id = backbone.layout.pad_id
         groups = backbone.model.parameter_groups(args.learning_rate, args.head_learning_rate)
         optimizer = torch.optim.AdamW(groups, weight_decay=0.01)
@@ -290,7 +294,7 @@ class Run:
         path = self.args.out / "checkpoint.pt"
         if not path.exists():
             return
-        state = torch.load(path, weights_only=True)
+        state = load_whole(path)
         refuse_another(path, state.get("run"), self.identity)
         refuse_other_weights(path, state["model"].keys(), self._trained().keys())
         self.model.load_state_dict(state["model"], strict=False)  # what is frozen is not in it
@@ -309,19 +313,20 @@ def plan(rows: Sequence[Pairs], args: Args, share: int) -> Iterator[list[list[Pa
 
 
 def main(args: Args) -> None:
-    accelerator = Accelerator(mixed_precision="bf16" if args.bf16 else "no")
+    refuse_below_one(args)
+    accelerator = accelerator_of(bf16=args.bf16)
     torch.manual_seed(args.seed)
     args.base = args.base or (MINILM if args.backbone == "encoder" else SMOLLM2)
     preferences = choose(args, "train")
     held_out = {split: choose(args, split) for split in ("validation", "test")}
     make_folder(args.out)
     backbone = open_backbone(args)
-    (args.out / "manifest.json").unlink(missing_ok=True)
     rows = encode(preferences, backbone.layout, args.kind)
     steps = list(plan(rows, args, accelerator.num_processes))
     if not steps:
         raise SystemExit("fewer batches than processes: lower --tokens-per-batch")
     run = Run(args, backbone, accelerator, preferences, len(steps))
+    (args.out / "manifest.json").unlink(missing_ok=True)  # of what is replaced now
     if accelerator.is_main_process:
         print(f"{len(rows)} pairs, {len(steps)} steps", flush=True)
     with StopAtSignal() as stop:

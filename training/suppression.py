@@ -29,6 +29,7 @@ import tyro
 
 from guardrail import Guard
 from guardrail._files import write_json
+from guardrail.encoding import Encoder
 from guardrail.verdict import Pair
 from training.batching import encode, predict
 from training.data import Example, normalise, read_examples
@@ -142,24 +143,23 @@ def perplexities(
     return found
 
 
-def judge(args: Args, pairs: Sequence[tuple[str, str]]) -> tuple[np.ndarray, np.ndarray]:
-    """Severity (n,) called at 0.5, and category probabilities (n, 19), by the judge."""
-    encoder = encoder_of(args.judge)
-    rows = encode([Example(p, a, "judged") for p, a in pairs], encoder, 0.0)
-    severity, categories = predict(
-        ModerationModel.load(args.judge), rows, encoder.pad_id, bf16=bf16_pays()
-    )
-    return (severity >= 0).sum(axis=1), 1 / (1 + np.exp(-categories))
-
-
 @dataclass(frozen=True)
 class Judges:
-    """What judges answers beside the moderation model of --judge. reward: where one was asked
-    for."""
+    """What judges answers. model, encoder: of --judge; reward: where one was asked for."""
 
+    model: ModerationModel
+    encoder: Encoder
     guard: Guard
     words: WordJudge
     reward: Scorer | None
+
+
+def judge(judges: Judges, pairs: Sequence[tuple[str, str]]) -> tuple[np.ndarray, np.ndarray]:
+    """Severity (n,) called at 0.5, and category probabilities (n, 19), by the judge."""
+    encoder = judges.encoder
+    rows = encode([Example(p, a, "judged") for p, a in pairs], encoder, 0.0)
+    severity, categories = predict(judges.model, rows, encoder.pad_id, bf16=bf16_pays())
+    return (severity >= 0).sum(axis=1), 1 / (1 + np.exp(-categories))
 
 
 def judged(
@@ -172,7 +172,7 @@ def judged(
 ) -> list[Judged]:
     """Every answer with all that is known of it. base: measures perplexity."""
     pairs = [(p.text, a) for p, a in zip(prompts, answers, strict=True)]
-    severity, categories = judge(args, pairs)
+    severity, categories = judge(judges, pairs)
     perplexity = perplexities(base, [p.text for p in prompts], answers, args.batch)
     asked = judges.guard.check_many([Pair(p.text) for p in prompts])
     said = judges.guard.check_many([Pair(p, a) for p, a in pairs])
@@ -246,7 +246,13 @@ def open_judges(args: Args) -> Judges:
         # The best of a flipped one would be the most harmful answer.
         refuse_wrong_sign(open_scorer(args.cost, "cost"), args.cost)
     reward = None if args.reward is None else open_scorer(args.reward, "reward")
-    return Judges(Guard(args.guard, args.guard_policy), fit_judge(args.data), reward)
+    return Judges(
+        ModerationModel.load(args.judge),
+        encoder_of(args.judge),
+        Guard(args.guard, args.guard_policy),
+        fit_judge(args.data),
+        reward,
+    )
 
 
 # --- report --------------------------------------------------------------------------------------

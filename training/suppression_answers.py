@@ -126,7 +126,7 @@ def answers_file(args: AnswerArgs, policy: Policy, prompts: Sequence[Prompt]) ->
     path = args.out / f"{policy.name}.jsonl"
     origin = path.with_name(f"{path.name}.origin.json")
     made_by: dict[str, Any] = {
-        "policy": made_of(policy),
+        "policy": made_of(policy, args.base),
         "tokens": args.tokens,
         "batch": args.batch,
         "prompts": hashlib.sha256("\0".join(p.text for p in prompts).encode()).hexdigest(),
@@ -148,10 +148,12 @@ def answers_file(args: AnswerArgs, policy: Policy, prompts: Sequence[Prompt]) ->
     return path
 
 
-def made_of(policy: Policy) -> str:
-    """What tells its weights from others in the same place. SystemExit for an exported policy that
-    is not whole: its manifest has the hashes of its files."""
+def made_of(policy: Policy, base: str) -> str:
+    """What tells its weights from others in the same place. SystemExit where nothing is there, and
+    for an exported policy that is not whole: its manifest has the hashes of its files."""
     if not policy.exported:
+        if policy.folder != base and not Path(policy.folder).is_dir():
+            raise SystemExit(f"{policy.name}: {policy.folder}: no such folder: train it first")
         return weights_of(policy.folder)
     folder = Path(policy.folder)
     try:

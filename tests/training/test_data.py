@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import gzip
 import json
+from contextlib import suppress
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import numpy as np
@@ -22,17 +24,17 @@ from training.data import (
     assign_splits,
     build,
     deduplicate,
-    from_pku,
-    load_pku,
     near_duplicate_groups,
     normalise,
     prompt_groups,
     read_examples,
+    read_jsonl,
     targets,
     the_rest,
     without_near_duplicates,
 )
 from training.data_card import report
+from training.pku import from_pku, load_pku
 
 
 def pku_row(**changes: Any) -> dict[str, Any]:
@@ -101,6 +103,18 @@ def test_build_from_pku_writes_every_split_and_a_card(tmp_path: Path) -> None:
     written = read_examples(out, *SPLITS)
     assert len(written) == 2 * len({normalise(r["prompt"]) for r in rows})
     assert "Disrupting Public Order" in (out / "card.md").read_text()
+
+
+@given(st.integers(0, 400), st.integers(1, 255))
+def test_a_damaged_archive_is_named_and_no_traceback(place: int, flip: int) -> None:
+    whole = gzip.compress(b'{"prompt": "How do I bake a cake?"}\n' * 400, mtime=0)
+    damaged = bytearray(whole)
+    damaged[place % len(whole)] ^= flip
+    with TemporaryDirectory() as folder:
+        path = Path(folder) / "rows.jsonl.gz"
+        path.write_bytes(damaged)
+        with suppress(SystemExit):  # of some bytes nothing hangs: the time, the system
+            list(read_jsonl(path))
 
 
 def test_severity_targets_are_cumulative() -> None:

@@ -17,6 +17,7 @@ from tiny_preferences import cut_runs  # noqa: E402
 
 from guardrail import Guard  # noqa: E402
 from training import everyday, on_policy  # noqa: E402
+from training.data import write_examples  # noqa: E402
 from training.eval_statements import statement_sets, statements_held_out  # noqa: E402
 from training.everyday import Turn, keep, user_header  # noqa: E402
 from training.everyday_texts import WRITTEN, everyday_texts, written_sets  # noqa: E402
@@ -55,6 +56,8 @@ def test_what_is_no_helped_everyday_prompt_is_left_out(turn: Turn) -> None:
 
 def test_held_out_prompts_are_left_out() -> None:
     assert kept([CAKE], everyday.normalise(CAKE.prompt)) == []
+    assert kept([CAKE], "how do i bake a good sponge cake") == []  # like one
+    assert kept([CAKE], "how do i knit a scarf") == [CAKE.prompt]
 
 
 def test_turns_become_harmless_texts_a_third_of_the_prompts_held_out(tmp_path: Path) -> None:
@@ -87,9 +90,11 @@ def test_a_template_without_a_users_turn_is_refused(tmp_path: Path) -> None:
 @pytest.fixture
 def args(babbler: Path) -> everyday.Args:
     """Of a run of 12 turns, four of them in a batch."""
+    for split in ("validation", "test"):
+        write_examples(babbler / "examples" / f"{split}.jsonl", [])
     return everyday.Args(
-        policy=str(babbler / "base"), data=babbler / "data", bases=babbler, out=babbler / "whole",
-        prompts=12, new_tokens=6, batch=4,
+        policy=str(babbler / "base"), data=babbler / "data", examples=babbler / "examples",
+        bases=babbler, out=babbler / "whole", prompts=12, new_tokens=6, batch=4,
     )  # fmt: skip
 
 

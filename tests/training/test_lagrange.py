@@ -44,11 +44,22 @@ def test_it_never_exceeds_its_maximum(episodes: list[float]) -> None:
     assert 0 <= multiplier.observe(episodes) <= 3.0 + 1e-12
 
 
-def test_the_average_covers_the_last_window_of_episodes() -> None:
+def test_the_average_covers_the_newest_batches_that_hold_a_window_of_episodes() -> None:
     multiplier = LagrangeMultiplier(window=3)
-    multiplier.observe([100.0, 1.0])
-    multiplier.observe([2.0, 3.0])
+    for batch in ([100.0, 100.0], [1.0, 1.0], [2.0, 4.0]):
+        multiplier.observe(batch)
     assert multiplier.mean_cost == pytest.approx(2.0)
+
+
+@given(st.integers(1, 20), st.integers(1, 20), st.integers(1, 5))
+def test_harmful_and_harmless_prompts_count_alike_whatever_the_window(
+    window: int, half: int, batches: int
+) -> None:
+    """A batch has its harmful prompts first: half of one would be a mean of the other half."""
+    multiplier = LagrangeMultiplier(window=window)
+    for _ in range(batches):
+        multiplier.observe([1.0] * half + [-3.0] * half)
+    assert multiplier.mean_cost == pytest.approx(-1.0)
 
 
 @given(costs, costs)

@@ -24,7 +24,7 @@ from guardrail import Guard, Policy, Severity  # noqa: E402
 from guardrail.artifact import read_manifest  # noqa: E402
 from training import calibrate, evaluate, export, label  # noqa: E402
 from training.batching import encode  # noqa: E402
-from training.data import Example, read_examples  # noqa: E402
+from training.data import SPLITS, Example, read_examples, write_examples  # noqa: E402
 from training.moderation import Args, choose, heed, main  # noqa: E402
 
 ROOT = Path(__file__).parents[2]
@@ -279,8 +279,37 @@ def test_without_a_text_to_measure_by_or_a_folder_to_write_to_nothing_is_trained
         main(replace(args, out=tmp_path / "file"))
     data = shutil.copytree(tiny_data, tmp_path / "data")
     (data / "validation.jsonl").write_text("")
-    with pytest.raises(SystemExit, match=r"no text of annotated/ in validation\.jsonl"):
+    with pytest.raises(SystemExit, match=r"no text of annotated/ or pku/ in validation\.jsonl"):
         main(replace(args, data=data))
+
+
+def test_a_model_learns_from_pku_alone_and_is_calibrated_by_it(
+    artifact: Path,
+    tiny_base: Path,
+    tiny_data: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """As `training.data build --source PKU-Alignment/PKU-SafeRLHF` leaves it: answers alone."""
+    for split in SPLITS:
+        rows = [
+            replace(e, source="pku/Alpaca-7B", origin=dict.fromkeys(e.origin, "human"))
+            for e in read_examples(tiny_data, split)
+            if e.response is not None
+        ]
+        write_examples(tmp_path / "data" / f"{split}.jsonl", rows)
+    data, model = tmp_path / "data", tmp_path / "model"
+    main(Args(base=str(tiny_base), data=data, out=model, epochs=1, limit=40, bf16=False))
+    assert json.loads((model / "summary.json").read_text())["sources"] == {"pku": 40}
+    copy = shutil.copytree(artifact, tmp_path / "artifact")
+    calibrate.main(calibrate.Args(model=copy, data=data, few=5))
+    said = capsys.readouterr().out
+    assert "input: no annotated validation texts, left uncalibrated" in said
+    assert "output: 68 annotated, 0 benign" in said
+    figures = evaluate.evaluate(
+        evaluate.Args(model=copy, data=data, source=tmp_path, record=False, limit=5)
+    )
+    assert figures["sets"]["PKU-SafeRLHF answers"]["labels"] == "human"
 
 
 def test_damaged_weights_and_unfinished_runs_are_named(

@@ -278,6 +278,7 @@ def test_a_pair_that_answers_neither_question_and_a_file_that_is_no_text_are_ref
         ({"prompt": None}, "no 'prompt'"),
         ({"answers": "ab"}, "answers are not two texts"),
         ({"answers": ["a", None]}, "answers are not two texts"),
+        ({"answers": ["a", "half \ud83d"]}, "surrogates not allowed"),
         ({"more_helpful": 5}, "more_helpful is 5, not one of 0, 1, null"),
         ({"more_helpful": "0"}, "more_helpful is '0'"),
         ({"less_harmful": True}, "less_harmful is True"),

@@ -94,6 +94,22 @@ def test_an_adapter_is_not_written_over_itself(tmp_path: Path) -> None:
     assert (policy / "summary.json").exists()
 
 
+@pytest.mark.parametrize(
+    ("name", "damage", "message"),
+    [
+        ("summary.json", "{", "is not what a training run writes"),
+        ("summary.json", "{}", "is not what a training run writes"),
+        ("adapter_model.safetensors", "half", "is damaged"),
+    ],
+)
+def test_a_damaged_adapter_is_named(tmp_path: Path, name: str, damage: str, message: str) -> None:
+    policy = run(tmp_path / "sft", *2 * (tiny_policy.llama(tmp_path / "base"),))
+    (policy / name).write_text(damage)
+    with pytest.raises(SystemExit, match=message):
+        publish.main(publish.Args(policy, tmp_path / "out"))
+    assert not (tmp_path / "out").exists()
+
+
 def test_a_run_that_has_not_ended_is_not_published(tmp_path: Path) -> None:
     base = tiny_policy.llama(tmp_path / "base")
     unfinished = run(tmp_path / "sft", base, base)

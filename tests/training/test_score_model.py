@@ -197,6 +197,44 @@ def test_no_held_out_pairs_is_told_before_training_and_no_model_is_lost(
         score_model.main(args(data, llama, tmp_path / "out", "cost"))
 
 
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"limit": 0}, "--limit is 0: it has to be 1 or more"),
+        ({"epochs": 0}, "--epochs is 0: it has to be 1 or more"),
+        ({"help_pairs": -1}, "--help-pairs is -1: it has to be 0 or more"),
+        ({"max_tokens": 20}, "--max-tokens, --prompt-tokens, --overlap: "),
+    ],
+)
+def test_what_no_run_can_mean_is_refused_in_a_line_and_no_model_is_lost(
+    data: Path, tiny_base: Path, tmp_path: Path, changes: dict[str, int], message: str
+) -> None:
+    (tmp_path / "manifest.json").touch()
+    with pytest.raises(SystemExit, match=message):
+        score_model.main(args(data, tiny_base, tmp_path, "cost", **changes))
+    assert (tmp_path / "manifest.json").exists()
+
+
+def test_another_run_does_not_cost_a_folder_its_model(
+    data: Path, tiny_base: Path, tmp_path: Path
+) -> None:
+    for damage in (b"", b"PK", b"half a checkpoint"):
+        (tmp_path / "manifest.json").touch()
+        (tmp_path / "checkpoint.pt").write_bytes(damage)
+        with pytest.raises(SystemExit, match=r"checkpoint\.pt is damaged"):
+            score_model.main(args(data, tiny_base, tmp_path, "cost", limit=20))
+        assert (tmp_path / "manifest.json").exists()
+
+
+def test_a_base_that_no_onnx_file_holds_is_refused_before_it_is_trained(
+    data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("training.score_backbone._MOST_WEIGHTS", 1000)
+    llama = tiny_policy.llama(tmp_path / "llama")
+    with pytest.raises(SystemExit, match="take a --base of 1e-06 billion at most"):
+        score_model.main(args(data, llama, tmp_path / "out", "cost", backbone="lm"))
+
+
 def test_flipped_data_is_refused(data: Path, tiny_base: Path, tmp_path: Path) -> None:
     for name in ("pairs", "demonstrations"):
         for split in ("train", "validation", "test"):

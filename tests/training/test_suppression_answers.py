@@ -196,6 +196,14 @@ def test_answers_of_another_policy_or_to_other_prompts_are_refused(
     answers_file(args, policy, PROMPTS)
 
 
+def test_a_policy_that_is_not_there_is_told_before_others_are_asked(
+    tiny: Path, tmp_path: Path
+) -> None:
+    args = tiny_args(tiny, tmp_path / "out")
+    with pytest.raises(SystemExit, match="dpo: build/dpoo: no such folder: train it first"):
+        answers_file(args, Policy("dpo", "build/dpoo"), PROMPTS)
+
+
 # --- exported policies ---------------------------------------------------------------------------
 
 
