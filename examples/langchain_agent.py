@@ -1,6 +1,6 @@
 """Put a guard around the model of a LangChain agent.
 
-    pip install 'guardrail-severity[cpu,langchain]' && python examples/langchain_agent.py
+    pip install -c constraints.txt '.[cpu,langchain]' && python examples/langchain_agent.py
 
 No stream mode of the agent shows a token that was not judged; a harmful tool call is never run.
 """

@@ -1,6 +1,6 @@
 """Put a guard into a LangChain pipe (LCEL): around the model, or around a whole chain.
 
-pip install 'guardrail-severity[cpu,langchain]' && python examples/lcel_pipe.py
+pip install -c constraints.txt '.[cpu,langchain]' && python examples/lcel_pipe.py
 """
 
 from langchain_core.language_models import GenericFakeChatModel

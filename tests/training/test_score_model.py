@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
+import subprocess
+import sys
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -195,6 +198,30 @@ def test_no_held_out_pairs_is_told_before_training_and_no_model_is_lost(
     llama = tiny_policy.llama(tmp_path / "llama")
     with pytest.raises(SystemExit, match="llama: not an encoder"):
         score_model.main(args(data, llama, tmp_path / "out", "cost"))
+
+
+def test_two_processes_share_the_batches_out(data: Path, tmp_path: Path) -> None:
+    """Each of them would train on everything, into one folder, if it took itself for the only
+    one."""
+    llama = tiny_policy.llama(tmp_path / "llama")
+    done = subprocess.run(
+        [
+            sys.executable, "-m", "accelerate.commands.launch",
+            "--config_file", "training/configs/cpu2.yaml", "--main_process_port", "0",
+            "-m", "training.score_model", "reward", "--backbone", "lm", "--base", str(llama),
+            "--data", str(data), "--help-pairs", "0", "--epochs", "1", "--max-tokens", "48",
+            "--tokens-per-batch", "600", "--no-bf16", "--out", str(tmp_path / "out"),
+        ],
+        cwd=Path(__file__).parents[2],
+        check=True,
+        capture_output=True,
+        text=True,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+        timeout=300,
+    )  # fmt: skip
+    assert len(re.findall(r"pairs, \d+ steps", done.stdout)) == 1
+    assert len(re.findall(r"^test \{", done.stdout, re.MULTILINE)) == 1
+    assert (tmp_path / "out" / "manifest.json").exists()
 
 
 @pytest.mark.parametrize(
