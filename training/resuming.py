@@ -23,7 +23,7 @@ _SHOWN = {"rows_per_update": "batch x accumulate x processes"}
 _AT_LEAST_ONE = (
     "epochs", "batch", "accumulate", "limit", "max_tokens", "rank", "save_steps", "log_steps",
     "steps", "held_out_steps", "rollouts", "minibatch", "new_tokens", "prompt_tokens", "window",
-    "save_every", "prompts", "draws", "tokens", "rounds",
+    "save_every", "prompts", "draws", "tokens",
 )  # fmt: skip
 _NOT_BELOW_ZERO = ("pairs", "help_pairs", "held_out")
 

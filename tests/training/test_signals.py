@@ -119,7 +119,9 @@ def test_a_stopped_command_goes_on_where_it_was(tmp_path: Path) -> None:
     out = tmp_path / "out"
     line = [sys.executable, "-m", "training.everyday", "--policy", str(tmp_path / "base")]
     line += ["--data", str(tmp_path / "data"), "--out", str(out), "--new-tokens", "4"]
-    line += ["--batch", "4", "--prompts", "4000"]
+    line += ["--examples", str(tmp_path / "data"), "--batch", "4", "--prompts", "4000"]
+    for split in ("validation", "test"):
+        (tmp_path / "data" / f"{split}.jsonl").touch()
     _, errors = terminated(line, os.environ | {"OMP_NUM_THREADS": "1"}, at="8/4000")
     assert errors.splitlines()[-1].endswith("are kept: the same command goes on from there")
     assert len((out / "turns.jsonl").read_bytes().splitlines()) >= 8
