@@ -104,7 +104,7 @@ def _text(row: dict[str, Any], field: str) -> str:
     value = row.get(field)
     if not is_text(value):
         raise ValueError(f"no {field!r}: it has to be a text that is not empty")
-    return str(value)
+    return value
 
 
 def is_text(value: object) -> bool:
