@@ -38,6 +38,7 @@ class ScoreManifest:
     encoding: `{"layout": "pair", ...EncoderConfig}` for encoders, or `{"layout": "chat", "before",
         "between", "after", "max_tokens", "pad_id"}` for language models: the texts around prompt
         and answer.
+    run: what tells the run that trained it from others (`training.runs.identity`).
     """
 
     kind: ScoreKind
@@ -51,6 +52,7 @@ class ScoreManifest:
     encoding: Mapping[str, Any]
     metrics: Mapping[str, Any] = field(default_factory=dict)
     files: Mapping[str, str] = field(default_factory=dict)
+    run: str = ""
 
     def write(self, folder: Path) -> None:
         """Hash the model's files and write `manifest.json` last."""

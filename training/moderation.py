@@ -40,7 +40,7 @@ from training.eval_sets import human_labels
 from training.everyday_texts import everyday_texts
 from training.metrics import moderation_metrics
 from training.model import ModerationModel
-from training.moderation_checks import has_finished, refuse_empty, refuse_nonsense
+from training.moderation_checks import refuse_empty, refuse_nonsense
 from training.objective import Objective, loss_of
 from training.plain_talk import plain_talk
 from training.precision import bf16_pays
@@ -48,6 +48,7 @@ from training.quantized import quantization_aware, settle
 from training.restore import begin
 from training.runs import (
     accelerator_of,
+    has_finished,
     identity,
     load_whole,
     make_folder,
@@ -281,7 +282,7 @@ def main(args: Args) -> None:
     heeded = heed(rows, people, args.people_share)
     targets = ((*r.example.key, r.severity.tolist(), r.categories.tolist()) for r in rows)
     name = identity(args, targets, accelerator.num_processes)
-    if has_finished(args.out, name):
+    if has_finished(args.out / "summary.json", name):
         print(f"{args.out}: this run has finished: nothing to do", flush=True)
         return
     validation = encode(held_out, encoder, 0.0)

@@ -1,5 +1,5 @@
 """What `training.moderation` refuses before it trains, in a line each: arguments that mean nothing,
-a folder where a run has finished."""
+and no texts to train on or to measure by."""
 
 from __future__ import annotations
 
@@ -7,8 +7,6 @@ import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
-
-from training.model import summary_of
 
 if TYPE_CHECKING:
     from training.moderation import Args
@@ -50,16 +48,3 @@ def refuse_empty(chosen: Sequence[object], held_out: Sequence[object], data: Pat
         raise SystemExit(f"{data}: --include and --answers leave no labelled text to train on")
     if not held_out:
         raise SystemExit(f"{data}: no text of annotated/ or pku/ in validation.jsonl to measure by")
-
-
-def has_finished(out: Path, run: str) -> bool:
-    """Whether `run`, as `training.runs.identity` tells it, has finished in `out`; SystemExit where
-    another has, or one of a version that did not write which it was."""
-    if not (out / "summary.json").exists():
-        return False
-    if summary_of(out).get("run") != run:
-        raise SystemExit(
-            f"{out}: a run with other arguments or data, or of an earlier version, has finished "
-            "here: choose another --out, or remove this one"
-        )
-    return True

@@ -18,6 +18,7 @@ from accelerate import Accelerator
 __all__ = [
     "accelerator_of",
     "digest_of",
+    "has_finished",
     "identity",
     "load_whole",
     "make_folder",
@@ -90,6 +91,23 @@ def identity(args: Any, rows: Iterable[object], processes: int = 1) -> str:
     for row in rows:
         found.update(json.dumps(row).encode())
     return found.hexdigest()
+
+
+def has_finished(record: Path, run: str) -> bool:
+    """Whether `run`, as `identity` tells it, has finished: `record`, written last, names it.
+    SystemExit where another has, or one of a version that did not write which it was."""
+    try:
+        found = json.loads(record.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        return False
+    except ValueError:
+        found = None
+    if not isinstance(found, dict) or found.get("run") != run:
+        raise SystemExit(
+            f"{record.parent}: a run with other arguments or data, or of an earlier version, has "
+            "finished here: choose another --out, or remove this one"
+        )
+    return True
 
 
 def refuse_other_weights(path: Path, theirs: Collection[str], ours: Collection[str]) -> None:

@@ -51,6 +51,7 @@ def export_onnx(model: Score, path: Path, length: int) -> None:
 def export(
     backbone: Backbone,
     args: ExportArgs,
+    run: str,
     metrics: Mapping[str, Any],
     rows: Mapping[str, int],
     held_out: Sequence[Preference],
@@ -59,6 +60,7 @@ def export(
 ) -> None:
     """Write `model.onnx` and, if its scores are those of torch, `manifest.json` into `args.out`.
 
+    run: what tells the training from others (`training.runs.identity`).
     parity: the correlation of scores of held-out answers that is asked.
     """
     model = backbone.model
@@ -84,6 +86,7 @@ def export(
         base=backbone.base,
         licence=_LICENCE,
         command=f"python -m training.score_model {' '.join(sys.argv[1:])}",
+        run=run,
         seed=args.seed,
         created=datetime.now(UTC).strftime("%Y-%m-%d"),
         data=dict(rows),

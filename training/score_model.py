@@ -43,6 +43,7 @@ from training.preferences import (
 from training.resuming import refuse_below_one
 from training.runs import (
     accelerator_of,
+    has_finished,
     identity,
     load_whole,
     make_folder,
@@ -211,12 +212,11 @@ class Run:
         args: Args,
         backbone: Backbone,
         accelerator: Accelerator,
-        preferences: Sequence[Preference],
+        name: str,
         steps: int,
     ):
-        self.args, self.steps, self.accelerator = args, steps, accelerator
-        rows = (asdict(p) for p in preferences)
-        self.identity = identity(args, rows, accelerator.num_processes)
+        """name: see `identity`."""
+        self.args, self.name, self.steps, self.accelerator = args, name, steps, accelerator
         self.pad_id = backbone.layout.pad_id
         groups = backbone.model.parameter_groups(args.learning_rate, args.head_learning_rate)
         optimizer = torch.optim.AdamW(groups, weight_decay=0.01)
@@ -268,7 +268,7 @@ class Run:
         """Write the checkpoint; a kill at any moment leaves the last whole one."""
         self._report()
         state = {
-            "run": self.identity,
+            "run": self.name,
             "model": self._trained(),
             "optimizer": self.optimizer.state_dict(),
             "schedule": self.schedule.state_dict(),
@@ -295,7 +295,7 @@ class Run:
         if not path.exists():
             return
         state = load_whole(path)
-        refuse_another(path, state.get("run"), self.identity)
+        refuse_another(path, state.get("run"), self.name)
         refuse_other_weights(path, state["model"].keys(), self._trained().keys())
         self.model.load_state_dict(state["model"], strict=False)  # what is frozen is not in it
         self.optimizer.load_state_dict(state["optimizer"])
@@ -320,13 +320,16 @@ def main(args: Args) -> None:
     preferences = choose(args, "train")
     held_out = {split: choose(args, split) for split in ("validation", "test")}
     make_folder(args.out)
+    name = identity(args, (asdict(p) for p in preferences), accelerator.num_processes)
+    if has_finished(args.out / "manifest.json", name):
+        print(f"{args.out}: this run has finished: nothing to do", flush=True)
+        return
     backbone = open_backbone(args)
     rows = encode(preferences, backbone.layout, args.kind)
     steps = list(plan(rows, args, accelerator.num_processes))
     if not steps:
         raise SystemExit("fewer batches than processes: lower --tokens-per-batch")
-    run = Run(args, backbone, accelerator, preferences, len(steps))
-    (args.out / "manifest.json").unlink(missing_ok=True)  # of what is replaced now
+    run = Run(args, backbone, accelerator, name, len(steps))
     if accelerator.is_main_process:
         print(f"{len(rows)} pairs, {len(steps)} steps", flush=True)
     with StopAtSignal() as stop:
@@ -342,7 +345,8 @@ def main(args: Args) -> None:
     metrics = evaluate(args, backbone, rows, held_out)
     metrics["minutes"] = round(run.progress.seconds / 60, 1)
     metrics["losses"] = run.progress.losses
-    export(backbone, args, metrics, Counter(p.source for p in preferences), held_out["validation"])
+    sources = Counter(p.source for p in preferences)
+    export(backbone, args, name, metrics, sources, held_out["validation"])
     (args.out / "checkpoint.pt").unlink()
 
 

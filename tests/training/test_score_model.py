@@ -109,7 +109,7 @@ def test_an_interrupted_run_resumes_to_the_same_curve(
     backbone: str, data: Path, tiny_base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     curves = []
-    monkeypatch.setattr(score_model, "export", lambda *given: curves.append(given[2]["losses"]))
+    monkeypatch.setattr(score_model, "export", lambda *given: curves.append(given[3]["losses"]))
     base = tiny_base if backbone == "encoder" else tiny_policy.llama(tmp_path / "llama")
     run = args(data, base, tmp_path / "whole", "cost", epochs=1, backbone=backbone)
     score_model.main(run)
@@ -185,16 +185,14 @@ def test_pairs_that_only_answer_the_other_question_are_left_out_and_counted(
         score_model.choose(run, "test")
 
 
-def test_no_held_out_pairs_is_told_before_training_and_no_model_is_lost(
+def test_no_held_out_pairs_and_what_is_no_encoder_are_told_before_training(
     data: Path, tiny_base: Path, tmp_path: Path
 ) -> None:
     for path in data.iterdir():
         (tmp_path / path.name).write_text("" if "pairs.val" in path.name else path.read_text())
-    (tmp_path / "out").mkdir()
-    (tmp_path / "out" / "manifest.json").touch()
     with pytest.raises(SystemExit, match="no validation pairs for a cost"):
         score_model.main(args(tmp_path, tiny_base, tmp_path / "out", "cost"))
-    assert (tmp_path / "out" / "manifest.json").exists()
+    assert not (tmp_path / "out").exists()
     llama = tiny_policy.llama(tmp_path / "llama")
     with pytest.raises(SystemExit, match="llama: not an encoder"):
         score_model.main(args(data, llama, tmp_path / "out", "cost"))
@@ -233,24 +231,40 @@ def test_two_processes_share_the_batches_out(data: Path, tmp_path: Path) -> None
         ({"max_tokens": 20}, "--max-tokens, --prompt-tokens, --overlap: "),
     ],
 )
-def test_what_no_run_can_mean_is_refused_in_a_line_and_no_model_is_lost(
+def test_what_no_run_can_mean_is_refused_in_a_line(
     data: Path, tiny_base: Path, tmp_path: Path, changes: dict[str, int], message: str
 ) -> None:
-    (tmp_path / "manifest.json").touch()
     with pytest.raises(SystemExit, match=message):
         score_model.main(args(data, tiny_base, tmp_path, "cost", **changes))
-    assert (tmp_path / "manifest.json").exists()
 
 
-def test_another_run_does_not_cost_a_folder_its_model(
-    data: Path, tiny_base: Path, tmp_path: Path
-) -> None:
+def test_a_damaged_checkpoint_is_told(data: Path, tiny_base: Path, tmp_path: Path) -> None:
     for damage in (b"", b"PK", b"half a checkpoint"):
-        (tmp_path / "manifest.json").touch()
         (tmp_path / "checkpoint.pt").write_bytes(damage)
         with pytest.raises(SystemExit, match=r"checkpoint\.pt is damaged"):
             score_model.main(args(data, tiny_base, tmp_path, "cost", limit=20))
-        assert (tmp_path / "manifest.json").exists()
+
+
+def test_a_finished_run_is_not_trained_again_nor_overwritten_by_another(
+    data: Path, tiny_base: Path, cost: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    finished = {path.name: path.read_bytes() for path in cost.iterdir()}
+    score_model.main(args(data, tiny_base, cost, "cost", epochs=4))
+    assert "this run has finished: nothing to do" in capsys.readouterr().out
+    for changes in ({"epochs": 1}, {"limit": 20}):
+        with pytest.raises(SystemExit, match="has finished here: choose another --out"):
+            score_model.main(args(data, tiny_base, cost, "cost", **changes))
+    assert {path.name: path.read_bytes() for path in cost.iterdir()} == finished
+
+
+def test_a_model_whose_run_nobody_knows_is_not_overwritten(
+    data: Path, tiny_base: Path, tmp_path: Path
+) -> None:
+    for manifest in ("", "[]", '{"kind": "cost"}'):
+        (tmp_path / "manifest.json").write_text(manifest)
+        with pytest.raises(SystemExit, match="has finished here: choose another --out"):
+            score_model.main(args(data, tiny_base, tmp_path, "cost", limit=20))
+        assert [path.name for path in tmp_path.iterdir()] == ["manifest.json"]
 
 
 def test_a_base_that_no_onnx_file_holds_is_refused_before_it_is_trained(
