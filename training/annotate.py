@@ -197,6 +197,8 @@ def label_(
 
     if (moderator is None) == (model is None):
         raise UsageError("give --moderator, or --model, and not both")
+    if max_cost is not None and not (price_in or price_out):
+        raise UsageError("--max-cost needs a price: add --price-in and --price-out, per million")
     target = Store(store)
     machine: Machine
     if moderator is not None:

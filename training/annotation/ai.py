@@ -45,6 +45,14 @@ class Answer:
     detail: Mapping[str, Any] = field(default_factory=dict)
 
 
+@dataclass(frozen=True, slots=True)
+class Failed:
+    """Why there is no answer. detail: tokens and cost, which were spent all the same."""
+
+    problem: str
+    detail: Mapping[str, Any] = field(default_factory=dict)
+
+
 class Machine(Protocol):
     """An annotator that is no person."""
 
@@ -54,7 +62,7 @@ class Machine(Protocol):
     batch: int
     """How many questions are best asked in one call."""
 
-    def answer(self, questions: Sequence[Question]) -> list[Answer | str]:
+    def answer(self, questions: Sequence[Question]) -> list[Answer | Failed]:
         """An answer each, or why there is none. Thread-safe. May raise GuardrailError, which ends
         the run: nothing more would be answered."""
         ...
@@ -93,7 +101,7 @@ def annotate(
     progress(tally)
     size = machine.batch
     chunks = iter([questions[n : n + size] for n in range(0, len(questions), size)])
-    running: dict[Future[list[Answer | str]], Sequence[Question]] = {}
+    running: dict[Future[list[Answer | Failed]], Sequence[Question]] = {}
     with ThreadPoolExecutor(workers) as pool:
         try:
             while True:
@@ -105,8 +113,11 @@ def annotate(
                 for future in wait(running, return_when=FIRST_COMPLETED).done:
                     _take(store, machine, running.pop(future), future.result(), tally)
                     progress(tally)
-        finally:
+        finally:  # an answer that was waited for is paid for, whatever became of another
             pool.shutdown(wait=True, cancel_futures=True)
+            for future, chunk in running.items():
+                if not future.cancelled() and future.exception() is None:
+                    _take(store, machine, chunk, future.result(), tally)
     return tally
 
 
@@ -147,7 +158,7 @@ def _take(
     store: Store,
     machine: Machine,
     questions: Sequence[Question],
-    answers: Sequence[Answer | str],
+    answers: Sequence[Answer | Failed],
     tally: Tally,
 ) -> None:
     given = [
@@ -157,13 +168,13 @@ def _take(
     ]
     save_answers(store, machine.name, machine.role, given)
     for question, answer in zip(questions, answers, strict=True):
-        if isinstance(answer, str):
-            tally.failed += 1
-            tally.problems.append(f"task {question.task}: {answer}")
-            continue
-        tally.labelled += 1
         tally.tokens += int(answer.detail.get("tokens", 0))
         tally.cost += float(answer.detail.get("cost", 0))
+        if isinstance(answer, Failed):
+            tally.failed += 1
+            tally.problems.append(f"task {question.task}: {answer.problem}")
+        else:
+            tally.labelled += 1
 
 
 def save_answers(
@@ -211,7 +222,7 @@ class ModeratorMachine:
         self._moderator = moderator
         self._policy = Policy.load("balanced")
 
-    def answer(self, questions: Sequence[Question]) -> list[Answer | str]:
+    def answer(self, questions: Sequence[Question]) -> list[Answer | Failed]:
         return [
             Answer(*found)
             for found in self.judge([Pair(q.prompt, q.responses[0]) for q in questions])

@@ -16,7 +16,7 @@ from typing import Any, get_args
 
 from guardrail.errors import GuardrailError, UpstreamError, require
 from guardrail.taxonomy import Category
-from training.annotation.ai import RUBRIC, Answer, Question
+from training.annotation.ai import RUBRIC, Answer, Failed, Question
 from training.annotation.labels import (
     AnnotationError,
     Choice,
@@ -86,10 +86,10 @@ class Endpoint:
         self._format = 0
         self._lock = threading.Lock()
 
-    def answer(self, questions: Sequence[Question]) -> list[Answer | str]:
+    def answer(self, questions: Sequence[Question]) -> list[Answer | Failed]:
         return [self._one(question) for question in questions]
 
-    def _one(self, question: Question) -> Answer | str:
+    def _one(self, question: Question) -> Answer | Failed:
         messages = messages_for(question, self._rubric, self._preference)
         schema = schema_for(question.kind, self._preference)
         tokens, cost, problem = 0, 0.0, ""
@@ -108,7 +108,8 @@ class Endpoint:
                 ]
                 continue
             return Answer(label, {"tokens": tokens, "cost": cost, "reason": reason})
-        return f"{self.name} gave no usable answer: {problem}"
+        spent = {"tokens": tokens, "cost": cost}
+        return Failed(f"{self.name} gave no usable answer: {problem}", spent)
 
     def _ask(
         self, messages: Sequence[Mapping[str, str]], schema: Mapping[str, Any]
@@ -135,6 +136,11 @@ class Endpoint:
                 raise GuardrailError(
                     f"{self.name}: {_line(error)}: what is labelled is kept; run it again"
                 ) from None
+            if isinstance(reply, str):  # a web page, say
+                raise GuardrailError(
+                    f"{self.name}: answered with what is no chat completion: give the API's base "
+                    "as --url, as http://localhost:11434/v1"
+                )
             usage = reply.usage
             text = reply.choices[0].message.content if reply.choices else None
             return (

@@ -12,9 +12,12 @@ import hashlib
 import json
 import os
 import shutil
+import zlib
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
+from datetime import date, datetime, time
+from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
@@ -67,7 +70,8 @@ def import_path(
     """Take in a file or folder; nothing at all of it when this stops half way.
 
     form: what its rows are; told from each row's fields when None. person: see `Store.add`.
-    Raises AnnotationError where the path cannot be read, holds no good row, or was imported before.
+    A file without a good row counts as not imported. Raises AnnotationError where the path cannot
+    be read, or was imported before (for this person).
     """
     result = Imported()
 
@@ -76,14 +80,18 @@ def import_path(
             try:
                 if not isinstance(row, dict):
                     raise AnnotationError(row if isinstance(row, str) else "not an object")
+                json.dumps(row, ensure_ascii=False).encode()  # it is to be kept as it is
                 yield read_record(row, form)
+            except UnicodeEncodeError:
+                result.problems.append(f"{where}: holds half of a character (a surrogate)")
             except AnnotationError as error:
                 result.problems.append(f"{where}: {error}")
             except (KeyError, TypeError, ValueError, AttributeError) as error:
                 result.problems.append(f"{where}: {type(error).__name__}: {error}")
 
+    digest = _digest(path) + (f" of {person}" if person else "")  # another's may say the same
     result.rows = store.add(
-        good(), name=str(path), digest=_digest(path), queue_labelled=queue_labelled, person=person
+        good(), name=str(path), digest=digest, queue_labelled=queue_labelled, person=person
     )
     return result
 
@@ -124,7 +132,7 @@ def _read_text(path: Path) -> Iterator[tuple[str, Row | str]]:
             for number, line in enumerate(file, 1):
                 if line.strip():
                     yield f"{path.name}:{number}", _parsed(line)
-    except (OSError, EOFError) as error:
+    except (OSError, EOFError, zlib.error) as error:
         raise AnnotationError(f"{path}: cannot be read on: {error}") from error
 
 
@@ -137,7 +145,7 @@ def _parsed(line: bytes) -> Any:
         return f"not JSON: {error}"
 
 
-def _read_parquet(path: Path) -> Iterator[tuple[str, Row]]:
+def _read_parquet(path: Path) -> Iterator[tuple[str, Row | str]]:
     import pyarrow
     import pyarrow.parquet as pq
 
@@ -147,12 +155,12 @@ def _read_parquet(path: Path) -> Iterator[tuple[str, Row]]:
             for batch in file.iter_batches(batch_size=1024):
                 for row in batch.to_pylist():
                     number += 1
-                    yield f"{path.name}:{number}", row
+                    yield f"{path.name}:{number}", _as_json(row)
     except (pyarrow.ArrowException, OSError) as error:
         raise AnnotationError(f"{path}: cannot be read as Parquet: {error}") from error
 
 
-def _read_datasets(path: Path) -> Iterator[tuple[str, Row]]:
+def _read_datasets(path: Path) -> Iterator[tuple[str, Row | str]]:
     from datasets import DatasetDict, load_from_disk
 
     try:
@@ -162,7 +170,24 @@ def _read_datasets(path: Path) -> Iterator[tuple[str, Row]]:
     parts = loaded.items() if isinstance(loaded, DatasetDict) else [(path.name, loaded)]
     for name, part in parts:
         for number, row in enumerate(part, 1):
-            yield f"{name}:{number}", dict(row)
+            yield f"{name}:{number}", _as_json(dict(row))
+
+
+def _as_json(row: Row) -> Row | str:
+    """A table's row with dates and decimals as texts; why not, where JSON has no word for it."""
+
+    def text(value: object) -> str:
+        if isinstance(value, date | datetime | time):
+            return value.isoformat()
+        if isinstance(value, Decimal):
+            return str(value)
+        raise TypeError(f"a value of type {type(value).__name__}, which JSON has no word for")
+
+    try:
+        said: Row = json.loads(json.dumps(row, default=text))
+    except (TypeError, ValueError, RecursionError) as error:
+        return str(error)
+    return said
 
 
 def _digest(path: Path) -> str:
@@ -219,11 +244,17 @@ def _export_rows(
         if fresh:
             names = sorted({name for one in fresh for name in one.annotators})
             more = {**record.extra, "annotators": names, "agreed": agreed}
-            origin = "ai" if {one.by for one in fresh} == {"ai"} else "human"
-            record = replace(record, extra=more, origin=origin)
+            record = replace(record, extra=more, origin=_origin(said, record.origin))
         chosen: FormName = form or ("pairs" if record.kind == "pair" else "plain")
         result.rows += 1
         yield write_row(record, chosen, relabelled=bool(fresh))
+
+
+def _origin(said: Sequence[Resolved], imported: str | None) -> str:
+    """Who gave all of a row's labels; `mixed` where not all are of one kind."""
+    given = {"import": imported or "unknown", "ai": "ai"}
+    kinds = {given.get(one.by or "", "human") for one in said if one.label is not None}
+    return kinds.pop() if len(kinds) == 1 else "mixed"
 
 
 def current(store: Store, *, machines: bool = True) -> Iterator[tuple[Record, list[Resolved]]]:
@@ -301,13 +332,14 @@ def _write_table(path: Path, rows: list[Row], *, parquet: bool) -> None:
     names = list(dict.fromkeys(name for row in rows for name in row))
     try:
         table = pyarrow.table({name: [row.get(name) for row in rows] for name in names})
+        if parquet:
+            pq.write_table(table, path)
+            return
     except pyarrow.ArrowException as error:
         raise AnnotationError(
-            f"a field holds values of several kinds: export .jsonl ({error})"
+            f"a field holds what a table cannot, such as values of several kinds: export .jsonl "
+            f"({error})"
         ) from error
-    if parquet:
-        pq.write_table(table, path)
-    else:
-        from datasets import Dataset
+    from datasets import Dataset
 
-        Dataset(table).save_to_disk(str(path))
+    Dataset(table).save_to_disk(str(path))

@@ -170,7 +170,8 @@ class Queue:
         with self.store.write() as db:
             last = db.execute(
                 "SELECT l.*, t.kind FROM labels l JOIN tasks t ON t.id = l.task_id"
-                " WHERE l.annotator = ? AND l.ended IS NULL ORDER BY l.id DESC LIMIT 1",
+                " WHERE l.annotator = ? AND l.ended IS NULL AND l.condition IS NOT NULL"
+                " ORDER BY l.id DESC LIMIT 1",  # one from a file has no condition
                 (annotator,),
             ).fetchone()
             if last is None:

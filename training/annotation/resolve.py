@@ -57,7 +57,7 @@ def combine(labels: Sequence[Label]) -> Label:
 
     Safe by majority, an even split counts as unsafe; severity: the lower median of those who say
     unsafe, as the rubric takes the lower level in doubt; categories: named by at least half of
-    them. A preference: by majority, else a tie.
+    them, unknown where each names others. A preference: by majority, else a tie.
     """
     safety = [one for one in labels if isinstance(one, SafetyLabel)]
     return _combine_safety(safety) if safety else _combine_pairs(labels)
@@ -70,12 +70,11 @@ def _combine_safety(labels: Sequence[SafetyLabel]) -> SafetyLabel:
     levels = sorted(one.severity for one in unsafe if one.severity is not None)
     named = [set(one.categories) for one in unsafe if one.categories is not None]
     counts = Counter(name for names in named for name in names)
+    held = tuple(c.value for c in Category if 2 * counts[c.value] >= len(named) > 0)
     return SafetyLabel(
         safe=False,
         severity=levels[(len(levels) - 1) // 2] if levels else None,
-        categories=tuple(c.value for c in Category if 2 * counts[c.value] >= len(named))
-        if named
-        else None,
+        categories=held if named and (held or not counts) else None,
     )
 
 

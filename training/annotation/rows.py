@@ -38,6 +38,11 @@ def add_record(
     if record.kind == "pair":
         wanted = None if asked or record.preference is None else 0
         task = _task(db, "pair", record.prompt, None, (items[0], items[1]), sources[0], wanted)
+    if queue_labelled:  # what an earlier file brought with its labels, too
+        db.executemany(
+            "UPDATE tasks SET wanted = NULL WHERE id = ? AND wanted = 0",
+            [(one,) for one in {*items, task}],
+        )
     record_id = db.execute(
         "INSERT INTO records (import_id, task_id, sources, origin, extra, raw)"
         " VALUES (?, ?, ?, ?, ?, ?)",

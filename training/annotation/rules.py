@@ -24,6 +24,9 @@ from training.annotation.labels import (
 from training.annotation.resolve import disagree, resolve
 from training.annotation.rows import read_labels, recount
 
+FIRST = 10.0
+"""Priority of a suspected error, which is asked about before all that `next` brings forward."""
+
 WANTED = "COALESCE(wanted, CASE WHEN share < :share THEN :overlap ELSE 1 END)"
 
 _NEXT = f"""
@@ -187,8 +190,11 @@ def lease(
     adjudicates: bool,
 ) -> None:
     db.execute(
-        "INSERT INTO claims VALUES (?, ?, ?, ?, ?, ?) ON CONFLICT DO UPDATE"
-        " SET session = excluded.session, expires = excluded.expires",
+        # A label's seconds begin when its task is shown: anew in another session, or after a break.
+        "INSERT INTO claims VALUES (?, ?, ?, ?, ?, ?) ON CONFLICT DO UPDATE SET"
+        " since = CASE WHEN session <> excluded.session OR expires <= excluded.since"
+        "  THEN excluded.since ELSE since END,"
+        " session = excluded.session, expires = excluded.expires",
         (task_id, annotator, session, adjudicates, now, now + settings.lease_seconds),
     )
 

@@ -11,7 +11,7 @@ import json
 import math
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import astuple, dataclass
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -22,7 +22,7 @@ from guardrail.verdict import Pair
 from training.annotation.ai import Answer, Question, save_answers
 from training.annotation.labels import AnnotationError, Record, SafetyLabel, StoredLabel
 from training.annotation.rows import read_labels
-from training.annotation.rules import WANTED, ask_again
+from training.annotation.rules import FIRST, WANTED, ask_again
 from training.annotation.store import Store
 
 
@@ -90,7 +90,8 @@ def score(
     scores = []
     for task in tasks:
         said = labels.get(task, ())
-        opinion: Mapping[str, Any] = next((s.detail for s in said if s.role == "moderator"), {})
+        opinions = (s.detail for s in reversed(said) if s.role == "moderator")
+        opinion: Mapping[str, Any] = next(opinions, {})  # of the newest
         parts = {
             "uncertain": uncertainty(opinion["severity"]) if "severity" in opinion else 0.0,
             "disagreeing": disagreement(s.value for s in said if isinstance(s.value, SafetyLabel)),
@@ -111,19 +112,22 @@ def bring_forward(
 
     again: also texts that are done: each is asked of one person more.
     """
-    settings = store.settings()
+    settings, weights = store.settings(), weights or Weights()
+    given = {
+        "again": again,
+        "share": settings.overlap_share,
+        "overlap": settings.overlap_labels,
+        "first": FIRST,
+    }
     with store.write() as db:
         labels: dict[int, list[StoredLabel]] = defaultdict(list)
         for label in read_labels(db, "item"):
             labels[label.task_id].append(label)
+        # A suspected error that nobody has looked at yet keeps its place before all others.
+        moved = f"kind = 'item' AND (priority < :first OR people >= {WANTED})"
         rows = db.execute(
-            f"SELECT id FROM tasks WHERE kind = 'item' AND NOT settled AND (:again OR"
-            f" people < {WANTED})",
-            {
-                "again": again,
-                "share": settings.overlap_share,
-                "overlap": settings.overlap_labels,
-            },
+            f"SELECT id FROM tasks WHERE {moved} AND NOT settled AND (:again OR people < {WANTED})",
+            given,
         )
         tasks = [row["id"] for row in rows]
         requests: Counter[int] = Counter()
@@ -132,9 +136,10 @@ def bring_forward(
         ):
             said = json.loads(row["extra"]).get("requests")
             requests[row["task_id"]] += said if isinstance(said, int) else 0
-        best = score(labels, requests, tasks, weights or Weights())[:count]
-        db.execute("UPDATE tasks SET priority = 0, why = NULL WHERE kind = 'item' AND priority > 0")
-        ask_again(db, {one.task: (one.value, one.why) for one in best}, settings)
+        best = score(labels, requests, tasks, weights)[:count]
+        db.execute(f"UPDATE tasks SET priority = 0, why = NULL WHERE {moved}", given)
+        most = max(sum(astuple(weights)), 1.0)
+        ask_again(db, {one.task: (one.value / most, one.why) for one in best}, settings)
     return best
 
 
@@ -175,24 +180,43 @@ def import_audit(store: Store, path: Path) -> FromAudit:
             f"{path}: not an audit log, for no line of it is one's row: leave out --audit to take "
             "in rows of texts"
         )
-    with store.read() as db:
-        rows = db.execute(
-            "SELECT t.prompt, t.response, r.extra FROM records r JOIN tasks t ON t.id = r.task_id"
-            " JOIN imports i ON i.id = r.import_id WHERE i.name LIKE 'audit:%'"
-        ).fetchall()
-    for row in rows:
-        met[Pair(row["prompt"], row["response"])] -= int(json.loads(row["extra"])["requests"])
+    name = f"audit:{path.resolve()}"
+    updated = _met_again(store, name, met)
     fresh = [
         Record(p.prompt, (p.response,), (None,), sources=(f"audit/{path.name}",),
                extra={"requests": n})
         for p, n in met.items()
-        if n > 0
+        if p not in updated
     ]  # fmt: skip
     if fresh:
-        digest = hashlib.sha256(json.dumps([path.name, result.rows, len(rows)]).encode())
-        result.texts = store.add(fresh, name=f"audit:{path.name}", digest=digest.hexdigest())
-        _keep_opinions(store, {pair: seen[pair] for pair, n in met.items() if n > 0})
+        digest = hashlib.sha256(json.dumps([name, result.rows, len(updated)]).encode())
+        store.add(fresh, name=name, digest=digest.hexdigest())
+    more = {pair for pair, grew in updated.items() if grew} | {p for p in met if p not in updated}
+    result.texts = len(more)
+    _keep_opinions(store, {pair: seen[pair] for pair in more})
     return result
+
+
+def _met_again(store: Store, name: str, met: Mapping[Pair, int]) -> dict[Pair, bool]:
+    """Bring the counts of a log's texts that are here already up to `met`; returns those texts,
+    and whether each was met more often than before."""
+    updated = {}
+    with store.write() as db:
+        rows = db.execute(
+            "SELECT r.id, t.prompt, t.response, r.extra FROM records r"
+            " JOIN tasks t ON t.id = r.task_id JOIN imports i ON i.id = r.import_id"
+            " WHERE i.name = ?",
+            (name,),
+        ).fetchall()
+        for row in rows:
+            pair, extra = Pair(row["prompt"], row["response"]), json.loads(row["extra"])
+            updated[pair] = met.get(pair, 0) > extra["requests"]
+            if updated[pair]:
+                extra["requests"] = met[pair]
+                db.execute(
+                    "UPDATE records SET extra = ? WHERE id = ?", (json.dumps(extra), row["id"])
+                )
+    return updated
 
 
 def _keep_opinions(store: Store, seen: Mapping[Pair, Mapping[str, Any]]) -> None:

@@ -94,18 +94,22 @@ class Store:
             raise AnnotationError(f"{path}: no such store: make one with `import`")
         if not self.path.parent.is_dir():
             raise AnnotationError(f"{self.path.parent}: no such folder: make it first")
-        with self.write() as db:
-            version = db.execute("PRAGMA user_version").fetchone()[0]
-            if version == 0 and not db.execute("SELECT 1 FROM sqlite_master").fetchone():
-                for statement in _SCHEMA.split(";\n"):
-                    db.execute(statement)
-                db.execute(f"PRAGMA user_version = {VERSION}")
-            elif version != VERSION:
-                raise AnnotationError(f"{path}: is no annotation store of version {VERSION}")
+        if self._version() == 0:
+            with self.write() as db:
+                if not db.execute("SELECT 1 FROM sqlite_master").fetchone():
+                    for statement in _SCHEMA.split(";\n"):
+                        db.execute(statement)
+                    db.execute(f"PRAGMA user_version = {VERSION}")
+        if self._version() != VERSION:
+            raise AnnotationError(f"{path}: is no annotation store of version {VERSION}")
         # While one connection is open, the others do not fold the log back each time they close.
         keeper = sqlite3.connect(self.path, check_same_thread=False)
         keeper.execute("SELECT 1 FROM meta").fetchone()
         weakref.finalize(self, keeper.close)
+
+    def _version(self) -> int:
+        with self.read() as db:  # does not wait for one who writes
+            return int(db.execute("PRAGMA user_version").fetchone()[0])
 
     # --- transactions ----------------------------------------------------------------------------
 
@@ -140,6 +144,11 @@ class Store:
             finally:
                 db.close()
         except sqlite3.DatabaseError as error:
+            if "locked" in str(error):
+                raise AnnotationError(
+                    f"{self.path}: another command, such as a long import, is writing to it: try "
+                    "again when that is done"
+                ) from error
             raise AnnotationError(f"{self.path}: {error}: is it a store, and writable?") from error
 
     # --- settings and annotators -----------------------------------------------------------------
@@ -206,7 +215,8 @@ class Store:
         self, records: Iterable[Record], *, name: str, digest: str, queue_labelled: bool = False,
         person: str | None = None,
     ) -> int:  # fmt: skip
-        """Take in the rows of one file, all or none; returns how many there were.
+        """Take in the rows of one file, all or none; returns how many there were. One without any
+        may be taken in again, read otherwise.
 
         Texts that are here already stay one task. A row that comes with labels is asked about only
         with `queue_labelled`, or when `next` or a suspected error brings it up.
@@ -234,6 +244,8 @@ class Store:
                     queue_labelled=queue_labelled, person=person,
                 )  # fmt: skip
                 count += 1
+            if not count:
+                db.execute("DELETE FROM imports WHERE id = ?", (import_id,))
         return count
 
     # --- labels out ------------------------------------------------------------------------------

@@ -12,7 +12,7 @@ from guardrail.taxonomy import Category, Severity
 from training.annotation.confident import category_errors, label_errors
 from training.annotation.labels import AnnotationError, SafetyLabel, StoredLabel
 from training.annotation.resolve import resolve
-from training.annotation.rules import ask_again
+from training.annotation.rules import FIRST, ask_again
 from training.annotation.store import Store
 from training.bag_of_words import out_of_fold
 
@@ -95,5 +95,5 @@ def requeue(store: Store, found: Sequence[Suspect]) -> int:
     """Ask one more person about each, before anything else."""
     with store.write() as db:
         return ask_again(
-            db, {one.task: (10 + one.margin, one.why) for one in found}, store.settings()
+            db, {one.task: (FIRST + one.margin, one.why) for one in found}, store.settings()
         )

@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import json
+import threading
+import time
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
 import pytest
+from loopback import serving
 
 pytest.importorskip("openai")
 
@@ -143,6 +147,56 @@ def test_a_run_stops_when_the_money_is_spent(queue: Queue, endpoint: Any) -> Non
     tally = annotate(queue.store, one, workers=1, max_cost=1.5)
     assert tally.labelled == 2
     assert tally.total == 6
+
+
+def test_unusable_answers_are_paid_for_and_end_a_run_too(queue: Queue, endpoint: Any) -> None:
+    texts(queue, 6)
+    endpoint.reply = lambda body: (200, "I will not")
+    one = machine(endpoint, price=Price(1e4, 0), again=1)
+    tally = annotate(queue.store, one, workers=1, max_cost=3)
+    assert (tally.failed, tally.tokens) == (2, 440)
+    assert tally.cost == pytest.approx(4)
+    assert len(endpoint.requests) == 4
+
+
+def test_answers_that_were_waited_for_are_kept_when_another_ends_the_run(
+    queue: Queue, endpoint: Any
+) -> None:
+    texts(queue, 4)
+    gate = threading.Barrier(4, timeout=30)
+
+    def one_fails(body: dict[str, Any]) -> tuple[int, str]:
+        asked = body["messages"][1]["content"]
+        gate.wait()  # all of them are asked before any of them ends
+        if "p0" in asked:
+            return 401, "no such key"
+        time.sleep(0.3)
+        return 200, UNSAFE
+
+    endpoint.reply = one_fails
+    with pytest.raises(GuardrailError, match="no such key"):
+        annotate(queue.store, machine(endpoint), workers=4)
+    assert len(queue.store.labels()) == 3
+
+
+def test_what_is_no_api_is_told_with_what_to_give(queue: Queue) -> None:
+    class Page(BaseHTTPRequestHandler):
+        def do_POST(self) -> None:
+            self.send_response(200)
+            self.send_header("Content-Type", "text/html")
+            self.end_headers()
+            self.wfile.write(b"<html>hi</html>")
+
+        def log_message(self, *args: object) -> None:
+            pass
+
+    texts(queue, 1)
+    with serving(ThreadingHTTPServer(("127.0.0.1", 0), Page)) as server:
+        one = Endpoint("m", url=f"http://127.0.0.1:{server.server_port}", api_key="none")
+        with pytest.raises(
+            GuardrailError, match="no chat completion: give the API's base as --url"
+        ):
+            annotate(queue.store, one)
 
 
 def test_pairs_are_shown_both_ways_round_and_answered_in_stored_order(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gzip
 import json
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -258,6 +259,108 @@ def test_a_file_that_cannot_be_read_leaves_the_store_as_it_was(tmp_path: Path, n
     with pytest.raises(AnnotationError, match=name):
         import_path(store, tmp_path / name)
     assert store.texts() == {}
+
+
+def test_what_cannot_be_kept_is_listed_and_the_others_taken(tmp_path: Path) -> None:
+    rows = [{"prompt": "p", "response": "r", "severity": 0}, {"prompt": "q", "response": "r"}]
+    path = tmp_path / "rows.jsonl"
+    odd = '{"prompt": "s", "response": "r", "severity": 0, "note": "\\ud800"}'
+    path.write_text(f"{json.dumps(rows[0])}\n{odd}\n")
+    store = Store(tmp_path / "store.db", create=True)
+    result = import_path(store, path)
+    assert (result.rows, result.problems) == (
+        1, ["rows.jsonl:2: holds half of a character (a surrogate)"],
+    )  # fmt: skip
+    pyarrow = pytest.importorskip("pyarrow")
+    at = [datetime(2026, 1, 2, tzinfo=UTC)]
+    table = pyarrow.table({"prompt": ["t"], "response": ["r"], "severity": [1], "at": at})
+    pytest.importorskip("pyarrow.parquet").write_table(table, tmp_path / "rows.parquet")
+    assert import_path(store, tmp_path / "rows.parquet").rows == 1
+    export_path(store, tmp_path / "out.jsonl")
+    assert json.loads((tmp_path / "out.jsonl").read_text().splitlines()[1])["at"].startswith("2026")
+    table = pyarrow.table({"prompt": ["t"], "response": ["r"], "severity": [1], "key": [b"k"]})
+    pytest.importorskip("pyarrow.parquet").write_table(table, tmp_path / "bytes.parquet")
+    assert "a value of type bytes" in import_path(store, tmp_path / "bytes.parquet").problems[0]
+
+
+def test_a_damaged_archive_is_one_line(tmp_path: Path) -> None:
+    whole = gzip.compress(b'{"prompt": "p", "severity": 0}\n' * 2000)
+    store, path = Store(tmp_path / "store.db", create=True), tmp_path / "rows.jsonl.gz"
+    told = set()
+    for at in range(12, len(whole), 5):
+        path.write_bytes(whole[:at] + bytes([whole[at] ^ 0x10]) + whole[at + 1 :])
+        try:
+            import_path(store, path)
+        except AnnotationError as error:
+            told.add(type(error.__cause__).__name__)
+    assert "error" in told  # zlib's
+
+
+def test_what_no_table_can_hold_is_told_at_export(tmp_path: Path) -> None:
+    pytest.importorskip("pyarrow")
+    path = tmp_path / "rows.jsonl"
+    path.write_text('{"prompt": "p", "severity": 0, "meta": {}}\n')
+    store = Store(tmp_path / "store.db", create=True)
+    import_path(store, path)
+    with pytest.raises(AnnotationError, match=r"what a table cannot.*export \.jsonl"):
+        export_path(store, tmp_path / "out.parquet")
+
+
+def test_a_file_without_a_good_row_may_be_taken_in_read_otherwise(tmp_path: Path) -> None:
+    path = tmp_path / "rows.jsonl"
+    path.write_text('{"prompt": "p", "response": "r", "severity": 0}\n')
+    store = Store(tmp_path / "store.db", create=True)
+    assert import_path(store, path, form="pku").rows == 0
+    assert import_path(store, path).rows == 1
+
+
+def test_people_who_agree_in_everything_are_both_taken_in(tmp_path: Path) -> None:
+    path = tmp_path / "rows.jsonl"
+    path.write_text('{"prompt": "p", "response": "r", "severity": 0}\n')
+    store = Store(tmp_path / "store.db", create=True)
+    for name in ("ann", "bob"):
+        store.add_person(name)
+        import_path(store, path, person=name)
+    assert [label.annotator for label in store.labels()] == ["ann", "bob"]
+    with pytest.raises(AnnotationError, match="was imported on"):
+        import_path(store, path, person="ann")
+
+
+def test_texts_that_are_here_with_labels_are_queued_where_that_is_asked(tmp_path: Path) -> None:
+    store = Store(tmp_path / "store.db", create=True)
+    store.add_person("ann")
+    for name, said in (("a", "p"), ("b", "pq")):
+        rows = [json.dumps({"prompt": text, "response": "r", "severity": 1}) for text in said]
+        (tmp_path / f"{name}.jsonl").write_text("\n".join(rows))
+        import_path(store, tmp_path / f"{name}.jsonl", queue_labelled=name == "b")
+    queue, prompts = Queue(store), []
+    while task := queue.claim("ann"):
+        prompts.append(task.prompt)
+        queue.save("ann", task.id, SafetyLabel(True))
+    assert prompts == ["p", "q"]
+
+
+def test_labels_of_several_kinds_are_not_said_to_be_a_persons(tmp_path: Path) -> None:
+    store = Store(tmp_path / "store.db", create=True)
+    store.add_person("ann")
+    row = {
+        "prompt": "p", "response_0": "a", "response_1": "b", "severity_0": 0, "severity_1": 2,
+        "categories_1": ["Drugs"], "less_harmful": 0, "more_helpful": 1, "label_source": "ai",
+    }  # fmt: skip
+    (tmp_path / "rows.jsonl").write_text(json.dumps(row) + "\n")
+    import_path(store, tmp_path / "rows.jsonl", queue_labelled=True)
+    queue = Queue(store)
+    task = queue.claim("ann", kind="item")
+    assert task is not None
+    queue.save("ann", task.id, SafetyLabel(False, 1, ("Drugs",)))
+    export_path(store, tmp_path / "out.jsonl")
+    assert json.loads((tmp_path / "out.jsonl").read_text())["label_source"] == "mixed"
+
+
+def test_a_store_can_be_looked_at_while_another_writes_to_it(tmp_path: Path) -> None:
+    store = Store(tmp_path / "store.db", create=True)
+    with store.write():
+        assert Store(tmp_path / "store.db").labels() == []
 
 
 def test_a_file_is_imported_once(tmp_path: Path) -> None:

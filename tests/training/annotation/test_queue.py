@@ -150,6 +150,28 @@ def test_undo_brings_the_last_answer_back_then_the_one_before(tmp_path: Path) ->
     assert [s.value for s in queue.store.labels()] == [SAFE]
 
 
+def test_undo_takes_back_nothing_that_came_from_a_file(tmp_path: Path) -> None:
+    queue, _ = make(tmp_path, items=2)
+    first = must(queue.claim("ann"))
+    queue.save("ann", first.id, SAFE)
+    queue.store.add([Record("p9", ("r9",), (CRUEL,))], name="f", digest="2", person="ann")
+    assert must(queue.undo("ann")).id == first.id
+    assert queue.undo("ann") is None
+
+
+def test_the_seconds_of_a_label_begin_when_its_task_is_shown(tmp_path: Path) -> None:
+    for session, away, took in (("one", 30, 40), ("one", 86_400, 10), ("two", 86_400, 10)):
+        folder = tmp_path / f"{session}-{away}"
+        folder.mkdir()
+        queue, clock = make(folder, items=1)
+        must(queue.claim("ann", session="one"))
+        clock.now += away
+        task = must(queue.claim("ann", session=session))
+        clock.now += 10
+        queue.save("ann", task.id, SAFE, session=session)
+        assert queue.store.labels()[0].seconds == took
+
+
 def test_undo_takes_back_nothing_of_others(tmp_path: Path) -> None:
     queue, _ = make(tmp_path, items=1)
     queue.save("bob", must(queue.claim("bob")).id, SAFE)

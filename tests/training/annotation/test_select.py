@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 from collections import Counter
 from pathlib import Path
@@ -26,7 +27,7 @@ from training.annotation.select import (
     traffic,
     uncertainty,
 )
-from training.annotation.suspects import FEW, find, requeue
+from training.annotation.suspects import FEW, Suspect, find, requeue
 from training.bag_of_words import out_of_fold
 
 SAFE = SafetyLabel(True)
@@ -135,6 +136,51 @@ def test_only_texts_with_consent_are_taken_from_an_audit_log_and_counted(
     assert import_audit(queue.store, log).texts == 1
     best = bring_forward(queue.store, 1, Weights(uncertain=0, disagreeing=0, rare=0, traffic=1))
     assert queue.store.texts()[best[0].task][0] == "asked once"
+
+
+def test_each_log_is_counted_apart_and_a_text_of_one_is_one_row(
+    queue: Queue, tmp_path: Path
+) -> None:
+    logs = [tmp_path / name / "audit.jsonl" for name in "ab"]
+    guards = []
+    for log in logs:
+        log.parent.mkdir()
+        guards.append(Guard(FakeModerator({}), audit=AuditLog(log, consent=lambda *_: True)))
+    for times in (3, 2):
+        for _ in range(times):
+            guards[0].check("hello")
+        assert import_audit(queue.store, logs[0]).texts == 1
+    for _ in range(4):
+        guards[1].check("hello")
+    assert import_audit(queue.store, logs[1]).texts == 1
+    with queue.store.read() as db:
+        rows = db.execute("SELECT extra FROM records ORDER BY id").fetchall()
+    assert [json.loads(row["extra"])["requests"] for row in rows] == [5, 4]
+
+
+def test_the_newest_moderator_is_heeded(queue: Queue) -> None:
+    add(queue, Record("p", ("r",), (None,)), Record("q", ("r",), (None,)))
+    unsure, sure = [0.75, 0.5, 0.25], [0.0, 0.0, 0.0]
+    for name, seen in (("old", (unsure, sure)), ("new", (sure, unsure))):
+        given = [
+            (Question(task, "item", "", ("",)), Answer(SAFE, {"severity": at_least}))
+            for task, at_least in enumerate(seen, 1)
+        ]
+        save_answers(queue.store, f"moderator:{name}", "moderator", given)
+    assert [one.task for one in bring_forward(queue.store, 5)] == [2]
+
+
+def test_a_suspected_error_keeps_its_place_before_all_others(queue: Queue) -> None:
+    add(queue, *(Record(f"p{n}", ("r",), (None,)) for n in range(4)))
+    for task in range(1, 5):
+        opinion(queue, task, [0.75, 0.5, 0.25])
+    requeue(queue.store, [Suspect(4, 0.5, "looks severe")])
+    for again in (False, True):
+        bring_forward(queue.store, 2, Weights(uncertain=50), again=again)
+        task = queue.claim("ann")
+        assert task is not None
+        assert task.id == 4
+        queue.release("ann")
 
 
 def test_a_file_that_is_no_audit_log_is_refused_as_one(queue: Queue, tmp_path: Path) -> None:
