@@ -123,7 +123,7 @@ class Segment:
     def lines(self) -> Iterator[bytes]:
         """Lines as they are, newline included; the last may have none. Raises UNREADABLE."""
         with ExitStack() as stack:
-            file = self.file if self.file is not None else stack.enter_context(_open(self.path))
+            file = self.file or stack.enter_context(_open_full(self.path))
             position = 0
             for line in file:
                 position += len(line)
@@ -152,6 +152,17 @@ def reading(log: Path, *, lock: bool = True) -> Iterator[tuple[list[Segment], by
         if not segments and head is None:
             raise AuditError(f"{log}: no such audit log")
         yield segments, head
+
+
+def _open_full(path: Path) -> IO[bytes]:
+    """A full file, which may have been compressed since it was listed."""
+    try:
+        return _open(path)
+    except FileNotFoundError:
+        compressed = path.with_name(f"{path.name}.gz")
+        if path.suffix == ".gz" or not compressed.exists():
+            raise
+        return _open(compressed)
 
 
 def _open(path: Path) -> IO[bytes]:

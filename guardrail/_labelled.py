@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import IO, Any, cast
 
 from guardrail.errors import GuardrailError
+from guardrail.moderator import MAX_CHARS
 from guardrail.taxonomy import Category, Severity
 from guardrail.verdict import Pair
 
@@ -79,6 +80,8 @@ def _labelled(row: Mapping[str, Any]) -> Labelled:
     pair = Pair(_text(row, "prompt") or "", _text(row, "response"))
     if not pair.text.strip():
         raise ValueError("no text: 'prompt' is missing or blank")
+    if (longest := max(len(pair.prompt), len(pair.text))) > MAX_CHARS:
+        raise ValueError(f"a text of {longest:,} characters, more than {MAX_CHARS:,}: split it")
     severity, categories = _severity(row.get("severity")), _categories(row.get("categories"))
     opinions = dict(_opinions(row, severity, categories))
     if not opinions:

@@ -11,7 +11,7 @@ import json
 import os
 from collections import deque
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 from guardrail._audit_chain import Link, read_row
 from guardrail._audit_files import UNREADABLE, AuditError, reading
@@ -34,7 +34,7 @@ class ScanAudit:
 
     def __init__(self, log: AuditLog, left: Mapping[str, Any] | None) -> None:
         self._log = log
-        self._ahead: deque[tuple[int, str]] = deque()  # logged already: number and what it says
+        self._ahead: deque[tuple[int, _Said]] = deque()  # logged already: number and what it says
         self._pids: list[int] = []
         self._after = Link.parse(log.head()).seq
         if left is not None:
@@ -64,17 +64,18 @@ class ScanAudit:
         if not self._ahead:
             return False
         response = None if pair.response is None else self._log.digest(pair.response)
-        number, said = self._ahead[0]
-        if said != _said(self._log.digest(pair.prompt), response, verdict):
-            self._ahead.clear()  # this time it was decided otherwise, and that is another row
+        number, logged = self._ahead[0]
+        said = _said(self._log.digest(pair.prompt), response, verdict)
+        if said.texts != logged.texts:
+            self._ahead.clear()  # nobody knows which rows the others are of
             return False
         self._ahead.popleft()
         self._after = number
-        return True
+        return said == logged  # else it is decided otherwise this time, and logged again
 
-    def _unsaved(self) -> list[tuple[int, str]]:
+    def _unsaved(self) -> list[tuple[int, _Said]]:
         """What this scan has logged after the rows that are safe. Reads the newest files only."""
-        found: deque[tuple[int, str]] = deque()
+        found: deque[tuple[int, _Said]] = deque()
         with reading(self._log.path) as (segments, _):
             for segment in reversed(segments):
                 try:
@@ -91,11 +92,19 @@ class ScanAudit:
         return list(found)
 
 
-def _said_by(row: Mapping[str, Any]) -> str:
+class _Said(NamedTuple):
+    """A row of the log, but for what differs from run to run. texts: digests of prompt and
+    response."""
+
+    texts: tuple[str, str | None]
+    verdict: str
+
+
+def _said_by(row: Mapping[str, Any]) -> _Said:
     response = row["response"]
     return _said(row["prompt"]["hmac"], response and response["hmac"], row["verdict"])
 
 
-def _said(prompt: str, response: str | None, verdict: Mapping[str, Any]) -> str:
+def _said(prompt: str, response: str | None, verdict: Mapping[str, Any]) -> _Said:
     kept = {key: value for key, value in verdict.items() if key not in _UNSTABLE}
-    return json.dumps([prompt, response, kept], sort_keys=True)
+    return _Said((prompt, response), json.dumps(kept, sort_keys=True))

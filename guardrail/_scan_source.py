@@ -143,7 +143,8 @@ def _in_folder(folder: Path, config: str | None, split: str | None) -> list[Path
 
 def _by_name(folder: Path, config: str | None, split: str | None) -> list[Path]:
     """Data files of a cloned data set: a split stands in the path, as in data/A/train.jsonl or
-    data/train-00000-of-00002.parquet; where no path has one, all files are one split."""
+    data/train-00000-of-00002.parquet; where no path has one, all files are one split.
+    ScanUsageError where only some have one and none is asked for: load-test.jsonl is no split."""
     found = []
     for path in sorted(folder.rglob("*")):
         inside = path.relative_to(folder)
@@ -158,6 +159,12 @@ def _by_name(folder: Path, config: str | None, split: str | None) -> list[Path]:
     splits = sorted({word for own in words.values() for word in own & _SPLITS})
     if split is None and not splits:
         return [path for path, _ in found]
+    if split is None and (without := [str(p) for p, own in words.items() if not own & _SPLITS]):
+        raise ScanUsageError(
+            f"{folder}: {without[0]}{' and others name' if without[1:] else ' names'} no split, "
+            f"where others are of {', '.join(splits)}: scan them one by one, or name a split, as "
+            f"in hf:FOLDER:{splits[0]}"
+        )
     if split is not None and any(split.lower() in own for own in words.values()):
         chosen = split.lower()
     else:

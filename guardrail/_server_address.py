@@ -14,7 +14,7 @@ def resolve(settings: Settings) -> socket.AddressFamily:
     """The family of the address to listen on. Raises ConfigError where there is none."""
     try:
         return socket.getaddrinfo(settings.host, settings.port, type=socket.SOCK_STREAM)[0][0]
-    except OSError as error:
+    except (OSError, UnicodeError) as error:  # the latter for a..b
         raise settings.error(("host",), _no_address(settings, error)) from None
 
 
@@ -29,9 +29,9 @@ def check_address(settings: Settings) -> None:
         raise ConfigError(_no_address(settings, error)) from None
 
 
-def _no_address(settings: Settings, error: OSError) -> str:
+def _no_address(settings: Settings, error: OSError | UnicodeError) -> str:
+    reason = (error.strerror if isinstance(error, OSError) else "no name of a host") or error
     host = f"[{settings.host}]" if ":" in settings.host else settings.host
     return (
-        f"cannot listen on {host}:{settings.port}: {error.strerror or error}: choose "
-        "another with --host and --port"
+        f"cannot listen on {host}:{settings.port}: {reason}: choose another with --host and --port"
     )

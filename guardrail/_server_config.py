@@ -222,10 +222,11 @@ def load_settings(
 def _with_absolute_paths(settings: Settings, path: Path | None, source: Source) -> Settings:
     folder = Path() if path is None else path.resolve().parent
     named = {n: p if p in PRESETS else str(folder / p) for n, p in settings.policies.items()}
-    policy = settings.policy
-    if policy not in named and (folder / policy).is_file():
-        policy = str(folder / policy)
-    update: dict[str, Any] = {"policies": named, "policy": policy}
+    for name in settings.policy_names():
+        given = name == settings.policy and source.is_given(("policy",))  # from where it was typed
+        if name not in named and name not in PRESETS and not given and (folder / name).is_file():
+            named[name] = str(folder / name)
+    update: dict[str, Any] = {"policies": named}
     model = settings.model
     if is_path(model.name) and not source.is_given(("model", "name")):
         update["model"] = model.model_copy(update={"name": str((folder / model.name).absolute())})
@@ -259,7 +260,8 @@ def _problems(settings: Settings) -> Iterator[tuple[Location, str]]:
 
 
 def _policy_problems(settings: Settings) -> Iterator[tuple[Location, str]]:
-    used: list[tuple[Location, str]] = [(("policies", name), name) for name in settings.policies]
+    tables = [name for name in settings.policies if settings._source.says(("policies", name))]
+    used: list[tuple[Location, str]] = [(("policies", name), name) for name in tables]
     used += [(("policy",), settings.policy)]
     used += [(("header_policies", i), p) for i, p in enumerate(settings.header_policies)]
     for i, key in enumerate(settings.keys):
@@ -273,9 +275,9 @@ def _policy_problems(settings: Settings) -> Iterator[tuple[Location, str]]:
             Policy.load(settings.policy_source(name))
         except PolicyError as error:
             known = [*settings.policies, *PRESETS]
-            if at[0] != "policies" and name in settings.policies:
+            if at[0] != "policies" and name in tables:
                 continue  # told there
-            if at[0] == "policies" or name in PRESETS or Path(name).is_file():
+            if name in known or Path(name).is_file():
                 yield at, str(error)
             else:
                 yield at, f"no policy {name!r}{nearest(name, known)} (known: {', '.join(known)})"

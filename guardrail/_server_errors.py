@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -18,6 +19,8 @@ from guardrail.upstream_faults import retry_after as wanted_by
 from guardrail.upstream_faults import without_secrets
 
 __all__ = ["ApiError", "Json", "json_bytes", "upstream_fault"]
+
+_WORD = re.compile(r"[\w.*\[\]-]{1,64}", re.ASCII)
 
 # The caller's own faults, in the words of the upstream; all others are between it and us.
 _CALLERS = {400, 404, 409, 413, 415, 422}
@@ -80,7 +83,8 @@ class ApiError(Exception):
 def upstream_fault(
     error: Exception, name: str, *, retry_after: int, forwarded: bool, secrets: Sequence[str] = ()
 ) -> ApiError:
-    """The answer to a caller whose upstream `name` failed with `error`.
+    """The answer to a caller whose upstream `name` failed with `error`. What an upstream says of
+    failing midway is not in it: some quote what their model wrote, which nobody has judged.
 
     forwarded: the caller's own key was sent, so that its refusal is the caller's to cure. No text
     of the answer holds one of `secrets`.
@@ -99,7 +103,7 @@ def upstream_fault(
     if isinstance(error, openai.APIStatusError):
         return _refused(error, where, retry_after, forwarded, secrets)
     if isinstance(error, openai.APIError):  # an error event in a stream
-        return fault(502, f"{where} reports: {error.message}", "upstream_error")
+        return fault(502, f"{where} broke off the answer with an error", "upstream_error")
     return fault(502, f"{where} answered with what is no chat completion", "upstream_invalid")
 
 
@@ -126,9 +130,9 @@ def _refused(
         return ApiError(
             status,
             _clean(said, secrets),
-            code=_text(body.get("code"), secrets),
-            kind=_text(body.get("type"), secrets) or "invalid_request_error",
-            param=_text(body.get("param"), secrets),
+            code=_word(body.get("code"), secrets),
+            kind=_word(body.get("type"), secrets) or "invalid_request_error",
+            param=_word(body.get("param"), secrets),
         )
     if status in (401, 403):
         return ApiError(
@@ -139,14 +143,16 @@ def _refused(
         )
     return ApiError(
         502,
-        _clean(f"{where} answered HTTP {status}: {said}", secrets),
+        f"{where} answered HTTP {status}: why is in its log",
         code=f"upstream_{status}",
         kind="upstream_error",
     )
 
 
-def _text(value: object, secrets: Sequence[str]) -> str | None:
-    return None if value is None else _clean(str(value), secrets)
+def _word(value: object, secrets: Sequence[str]) -> str | None:
+    """A name, a number or a path such as `messages[0].role`; None for what may be a text."""
+    said = _clean(str(value), secrets)
+    return said if value is not None and _WORD.fullmatch(said) else None
 
 
 def _clean(text: str, secrets: Sequence[str]) -> str:

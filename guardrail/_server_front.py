@@ -48,7 +48,7 @@ class Front:
         service = self._service
         record = Record(_request_id(scope), scope["method"], scope["path"], service.keep_text)
         RECORD.set(record)
-        route = _route(scope["path"])
+        route = _route(_path(scope))
         started = time.perf_counter()
         status = 499  # until there is an answer: the caller left before
 
@@ -93,7 +93,7 @@ class Front:
             log_request(record, status, seconds)
 
     async def _admitted(self, scope: Scope, receive: Receive, send: Send) -> None:
-        admission = self._service.admissions.get(scope["path"])
+        admission = self._service.admissions.get(_path(scope))
         if admission is None or scope["method"] != "POST":
             await self._app(scope, receive, send)
             return
@@ -114,6 +114,12 @@ def _request_id(scope: Scope) -> str:
         if name == b"x-request-id" and re.fullmatch(rb"[\w.-]{1,128}", value):
             return str(value.decode())
     return f"req_{uuid.uuid4().hex}"
+
+
+def _path(scope: Scope) -> str:
+    """The path that routes go by: without that of an app, or a proxy, which this one is below."""
+    root, path = scope.get("root_path", "").rstrip("/"), str(scope["path"])
+    return path.removeprefix(root) if path.startswith(f"{root}/") else path
 
 
 _ROUTES = {

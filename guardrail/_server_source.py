@@ -57,6 +57,10 @@ class Source:
         """Whether an option said so, not the file."""
         return at[:1] in self.given or at[:2] in self.given
 
+    def says(self, at: Location) -> bool:
+        """Whether the file or an option has this key."""
+        return self.is_given(at) or holds(self.data, at)
+
     def error(self, problems: Iterable[tuple[Location, str]]) -> ConfigError:
         """The first of them in one, each with its line where the file has it."""
         found = list(problems)

@@ -60,12 +60,16 @@ class Overloaded(ModerationError):  # noqa: N818 - a state, and one that passes
 class UpstreamError(GuardrailError):
     """The guarded chat model could not be reached, or did not answer as its API promises.
 
-    `status` is the HTTP status where there was one.
+    `status` is the HTTP status where there was one; `said` how the server itself puts what went
+    wrong, where it does, in 200 characters or so. It is for logs: of an answer that failed midway
+    (status 500 and up, an error event in a stream) it may quote what the model wrote, which nobody
+    has judged, so that the text of this error leaves it out.
     """
 
-    def __init__(self, message: str, *, status: int | None = None) -> None:
+    def __init__(self, message: str, *, status: int | None = None, said: str | None = None) -> None:
         super().__init__(message)
         self.status = status
+        self.said = said
 
 
 class Blocked(GuardrailError):  # noqa: N818 - a block is a result, no error

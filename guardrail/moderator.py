@@ -23,7 +23,9 @@ from guardrail.policy import Thresholds
 from guardrail.taxonomy import Category, Direction, Severity
 from guardrail.verdict import Assessment, Pair, Passage
 
-__all__ = ["Device", "Moderator", "OnnxModerator"]
+__all__ = ["MAX_CHARS", "Device", "Moderator", "OnnxModerator"]
+
+MAX_CHARS = 2_000_000
 
 _Floats = NDArray[np.float64]
 _OUTPUTS = ("severity_logits", "category_logits")
@@ -72,7 +74,7 @@ class OnnxModerator:
         device: Device = "auto",
         threads: int | None = None,
         locate: bool = True,
-        max_chars: int = 2_000_000,
+        max_chars: int = MAX_CHARS,
     ) -> None:
         self.folder = folder = artifact_folder(model)
         self.manifest = read_manifest(folder)

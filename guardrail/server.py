@@ -22,6 +22,7 @@ import tempfile
 import threading
 import time
 from collections.abc import AsyncIterator, Callable
+from pathlib import Path
 from typing import Any
 
 import uvicorn
@@ -43,18 +44,10 @@ from guardrail._server_guard import (
     open_moderator,
 )
 from guardrail._server_keys import find_key
-from guardrail._server_limits import (
-    Admission,
-    read_json,
-    stopping,
-    while_connected,
-)
+from guardrail._server_limits import Admission, read_json, stopping, while_connected
 from guardrail._server_metrics import CONTENT_TYPE, Metrics
 from guardrail._server_moderations import moderation_answer, read_inputs
-from guardrail._server_telemetry import (
-    RECORD,
-    setup_logging,
-)
+from guardrail._server_telemetry import RECORD, setup_logging
 from guardrail._server_upstream import Upstreams
 from guardrail.batching import Batcher
 from guardrail.errors import GuardrailError
@@ -227,7 +220,8 @@ class Service:
         chat = Chat(body, route, guard, rules, token, self.metrics)
         if not body.get("stream"):
             return Json(await self._within(request, chat.complete()))
-        assert self.cut is not None  # the lifespan came first
+        if self.cut is None:  # mounted in another app, which runs no lifespan of this one
+            self.cut = asyncio.get_running_loop().create_future()
         return EventStream(
             chat.stream(),
             keep_alive=limits.keep_alive_seconds,
@@ -375,7 +369,10 @@ def serve(settings: Settings) -> None:
     del app
     with tempfile.TemporaryDirectory(prefix="guardrail-metrics-") as folder:
         os.environ["PROMETHEUS_MULTIPROC_DIR"] = folder
-        os.environ[_SETTINGS] = settings.model_dump_json()
+        # In a file, for a variable holds 128 KiB at most: some 800 keys.
+        left = Path(folder, "settings.json")
+        left.write_text(settings.model_dump_json(), encoding="utf-8")
+        os.environ[_SETTINGS] = str(left)
         uvicorn.run(
             "guardrail.server:worker_app", factory=True, workers=settings.workers, **options
         )
@@ -384,7 +381,7 @@ def serve(settings: Settings) -> None:
 def worker_app() -> FastAPI:
     """The app of one of several workers, from the settings that `serve` left for it."""
     threading.Thread(target=_end_with_parent, daemon=True).start()
-    settings = Settings.model_validate_json(os.environ[_SETTINGS])
+    settings = Settings.model_validate_json(Path(os.environ[_SETTINGS]).read_bytes())
     setup_logging(settings.log.format, settings.log.level)
     return create_app(settings)
 

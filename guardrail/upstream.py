@@ -13,7 +13,6 @@ import asyncio
 import random
 import threading
 import time
-import weakref
 from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
 from typing import Any
 
@@ -82,10 +81,8 @@ class OpenAICompatible:
     def _disconnect(self) -> None:
         self._lock = threading.Lock()
         self._sync_client: httpx.Client | None = None
-        # Connections live and die with the event loop that made them.
-        self._async_clients: weakref.WeakKeyDictionary[
-            asyncio.AbstractEventLoop, httpx.AsyncClient
-        ] = weakref.WeakKeyDictionary()
+        # Connections are of the event loop that made them.
+        self._async_clients: dict[asyncio.AbstractEventLoop, httpx.AsyncClient] = {}
 
     def _after_fork(self) -> None:
         """Connect anew: on the parent's connections a child would read another child's answer."""
@@ -244,7 +241,9 @@ class OpenAICompatible:
                 if transport is not None and not isinstance(transport, httpx.AsyncBaseTransport):
                     raise UpstreamError("this transport is sync: call the sync methods")
                 client = httpx.AsyncClient(timeout=self._timeout, transport=transport)
-                self._async_clients[loop] = client
+                # Without those of closed loops, whose sockets nothing else would let go.
+                kept = {own: c for own, c in self._async_clients.items() if not own.is_closed()}
+                self._async_clients = kept | {loop: client}
             return client
 
     def _own_transport(self) -> httpx.BaseTransport | httpx.AsyncBaseTransport | None:

@@ -25,6 +25,11 @@ _CURES = {
 }
 
 
+# A server that fails midway may quote what its model wrote, such as a tool call it cannot read.
+_UNQUOTED = (
+    "why is in its log, and in this error's `said`, which may hold unjudged text of the model"
+)
+
 _SHORTEST = 6  # characters: "1" or "true" is no secret, and hiding it would garble every message
 
 
@@ -69,9 +74,11 @@ class Faults:
         self._secrets = list(secrets)
         self._timeout = timeout
 
-    def error(self, message: str, *, status: int | None = None) -> UpstreamError:
+    def error(
+        self, message: str, *, status: int | None = None, said: str | None = None
+    ) -> UpstreamError:
         """An UpstreamError on one line."""
-        return UpstreamError(without_secrets(message, self._secrets), status=status)
+        return UpstreamError(without_secrets(message, self._secrets), status=status, said=said)
 
     def refused(self, response: httpx.Response) -> UpstreamError:
         """For a response, already read, whose status is no success."""
@@ -80,9 +87,9 @@ class Faults:
         parts = [
             f"{self.where} answered HTTP {status}",
             _CURES.get(status),
-            said and f"it says: {said}",
+            said and (f"it says: {said}" if status < 500 else _UNQUOTED),
         ]
-        return self.error("; ".join(part for part in parts if part), status=status)
+        return self.error("; ".join(part for part in parts if part), status=status, said=said)
 
     def broken(self, error: Exception) -> UpstreamError:
         """For a connection that failed."""
@@ -107,7 +114,8 @@ class Faults:
                 f"{self.where} answered with what is not JSON ({_flaw(error)}): check the URL"
             ) from None
         if isinstance(data, dict) and data.get("error"):
-            raise self.error(f"{self.where} reports: {self._reported(data['error'])}")
+            said = self._reported(data["error"])
+            raise self.error(f"{self.where} reports an error; {_UNQUOTED}", said=said)
         return data
 
     def unread(self, what: str, data: object, size: int) -> UpstreamError:
@@ -125,10 +133,10 @@ class Faults:
         text = without_secrets(text, self._secrets)
         return text if len(text) <= 200 else f"{text[:200]}..."
 
-    def _reported(self, error: object) -> str:
+    def _reported(self, error: object) -> str | None:
         """OpenAI's `error.message` where it is there; nothing of what else stands beside it."""
         said = error.get("message") if isinstance(error, dict) else error
-        return self._excerpt(said) if isinstance(said, str) else "an error without a message"
+        return self._excerpt(said) if isinstance(said, str) else None
 
     def _said(self, body: str) -> str:
         """What a server that refuses a call says went wrong: OpenAI's `error.message` where it is

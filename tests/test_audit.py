@@ -114,6 +114,20 @@ def test_full_files_may_be_compressed_and_old_ones_removed(path: Path) -> None:
     assert verify(path, KEY, pruned=True).head.startswith("13:")
 
 
+def test_a_full_file_may_be_compressed_while_it_is_verified(path: Path) -> None:
+    fill(path, 12, max_bytes=2000)
+    *_, last = sorted(path.parent.glob("audit.jsonl.0*"))
+
+    def compress(*_: object) -> None:
+        if last.exists():
+            with gzip.open(f"{last}.gz", "wb") as file:
+                file.write(last.read_bytes())
+            last.unlink()
+
+    report = verify(path, KEY, progress=compress)
+    assert (report.ok, report.rows, last.exists()) == (True, 12, False)
+
+
 def test_all_files_are_for_their_owner_alone(path: Path) -> None:
     log = AuditLog(path)
     log(Pair("x"), VERDICT)

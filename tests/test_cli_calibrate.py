@@ -97,6 +97,7 @@ def test_every_kind_of_label_is_understood(tmp_path: Path) -> None:
         ({"prompt": "a", "unsafe": True, "severity": 0}, "contradict"),
         ({"prompt": "a", "is_safe": True, "categories": ["Drugs"]}, "contradict"),
         (["a"], "not an object but list"),
+        ({"prompt": "a" * 2_000_001, "unsafe": True}, "a text of 2,000,001 characters, more than"),
     ],
 )
 def test_a_malformed_row_is_listed_with_its_line_and_left_out(

@@ -144,6 +144,29 @@ def test_decided_otherwise_when_judged_again_is_logged_again(tmp_path: Path) -> 
     assert [r["guardrail"]["action"] for r in read_rows(tmp_path / "out.jsonl")] == ["refuse"] * 4
 
 
+def test_what_is_decided_otherwise_costs_no_other_row_its_place_in_the_log(tmp_path: Path) -> None:
+    source = write_rows(tmp_path / "in.jsonl", [{"prompt": f"bread {n}"} for n in range(6)])
+    log = log_of(tmp_path)
+    job = Scan(source, tmp_path / "out.jsonl", chunk=6, audit=log)
+    save, saves = job._save, iter([True])
+
+    def stop(*args: Any, **named: Any) -> None:
+        if next(saves, None) is None:
+            raise Stopped
+        save(*args, **named)
+
+    def hiccup(pairs: Sequence[Pair]) -> None:
+        if any(pair.prompt == "bread 2" for pair in pairs):
+            raise RuntimeError("a cable was pulled")
+
+    job._save = stop  # type: ignore[method-assign]
+    with pytest.raises(Stopped):
+        job.run(LocalEngine(fake_guard(hiccup), 1))
+    scan(source, tmp_path / "out.jsonl", audit=log)
+    refused = [p for p, _, action in said(log)[:6] if action == "refuse"]
+    assert [(p, action) for p, _, action in said(log)[6:]] == [(p, "allow") for p in refused]
+
+
 def test_a_log_that_cannot_be_written_stops_the_scan_before_a_row_is(tmp_path: Path) -> None:
     source = write_rows(tmp_path / "in.jsonl", [{"prompt": f"bread {n}"} for n in range(9)])
     log = log_of(tmp_path, timeout=0.05)

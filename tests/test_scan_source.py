@@ -91,6 +91,18 @@ def test_what_a_folder_has_not_is_told(name: str, says: str, clone: Path, tmp_pa
         Scan(name.format(clone), tmp_path / "out.jsonl")
 
 
+def test_a_folder_of_which_some_files_only_seem_to_be_of_a_split_is_not_scanned_in_part(
+    tmp_path: Path,
+) -> None:
+    for name in ("chats", "load-test", "support"):
+        write_rows(tmp_path / f"{name}.jsonl", PAIRS)
+    with pytest.raises(
+        ScanUsageError, match=r"chats\.jsonl and others name no split, where others"
+    ):
+        open_source(str(tmp_path))
+    assert [p.name for p in open_source(f"hf:{tmp_path}:test").files] == ["load-test.jsonl"]
+
+
 def test_a_file_of_the_clone_that_changes_is_another_input(clone: Path) -> None:
     before = open_source(str(clone)).identity()
     write_rows(clone / "data" / "Alpaca3-8B" / "train.jsonl", PAIRS)

@@ -350,6 +350,32 @@ def test_what_goes_wrong_upstream_is_an_openai_error(
     assert raised.value.code == code
 
 
+WROTE = "error parsing tool call: raw='a bomb is built so'"
+
+
+@pytest.mark.parametrize(
+    ("failure", "streamed"),
+    [
+        ((500, {"error": {"message": WROTE, "type": WROTE, "code": WROTE}}, {}), False),
+        ((503, {"error": WROTE}, {}), True),
+        ((400, {"error": {"message": "no", "type": WROTE, "code": WROTE}}, {}), True),
+        (
+            (200, f"data: {json.dumps({'error': {'message': WROTE, 'code': WROTE}})}\n\n",
+             {"content-type": "text/event-stream"}),
+            True,
+        ),
+    ],
+)  # fmt: skip
+def test_what_an_upstream_quotes_of_its_model_is_not_handed_on(
+    client: OpenAI, api: ChatApi, failure: Any, streamed: bool
+) -> None:
+    api.failure = failure
+    with pytest.raises(openai.APIError) as raised:
+        for _ in client.chat.completions.create(model="m", messages=ASKED, stream=streamed):
+            pass
+    assert "bomb" not in f"{raised.value} {raised.value.body}"
+
+
 @pytest.mark.parametrize(
     ("asked", "said"),
     [

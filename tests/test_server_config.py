@@ -115,6 +115,33 @@ def test_the_path_may_be_a_text_as_well(folder: Path) -> None:
     assert load(folder, WHOLE) == load_settings(str(folder / "guardrail.toml"))
 
 
+def test_policies_of_keys_are_read_from_the_files_folder_and_those_typed_from_where_one_is(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    here = tmp_path / "here"
+    here.mkdir()
+    for place in (here, folder):
+        for name in ("kids.toml", "strict"):
+            (place / name).write_text('name = "own"\nextends = "balanced"\n')
+    monkeypatch.chdir(here)
+    keys = f'[[keys]]\nname = "k"\nhash = "{HASH}"\npolicy = "kids.toml"\n'
+    settings = load(folder, f'policy = "strict"\nheader_policies = ["kids.toml"]\n{keys}')
+    assert settings.policy_source("kids.toml") == str(folder / "kids.toml")
+    assert settings.policy_source(settings.policy) == "strict"
+    settings = load(folder, 'policy = "kids.toml"\n')
+    assert settings.policy_source(settings.policy) == str(folder / "kids.toml")
+    settings = load(folder, "", policy="kids.toml")
+    assert settings.policy_source(settings.policy) == "kids.toml"
+
+
+def test_a_policy_of_a_key_that_is_no_policy_is_told_at_the_key(folder: Path) -> None:
+    (folder / "kids.toml").write_text("name = 3\n")
+    keys = f'[[keys]]\nname = "k"\nhash = "{HASH}"\npolicy = "kids.toml"\n'
+    with pytest.raises(ConfigError) as caught:
+        load(folder, keys)
+    assert "line 4: key 'keys[1].policy': " in str(caught.value)
+
+
 def test_settings_reach_a_worker_as_they_are(folder: Path) -> None:
     settings = load(folder, WHOLE)
     assert Settings.model_validate_json(settings.model_dump_json()) == settings
@@ -296,6 +323,7 @@ def test_bad_settings_are_one_line_and_exit_2(folder: Path) -> None:
         ["--config", str(path)],
         ["--policy", "strikt"],
         ["--host", "0.0.0.0"],
+        ["--host", "a..b"],
         ["--port", "99999"],
         ["--upstream", "ftp://x"],
         ["--forward-key"],

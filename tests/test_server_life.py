@@ -24,6 +24,7 @@ from opentelemetry.sdk.trace.export import SimpleSpanProcessor
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 from server_kit import ChatApi, process, serving, until
 
+from guardrail._server_keys import hash_key
 from guardrail._server_telemetry import _Lines
 from guardrail.audit import verify
 
@@ -113,15 +114,20 @@ def test_a_long_text_that_is_being_judged_does_not_keep_it_from_ending_well(
 
 def test_workers_answer_together_and_end_together(api: ChatApi, tmp_path: Path) -> None:
     config = tmp_path / "guardrail.toml"
-    config.write_text('[audit]\npath = "audit.jsonl"\nfsync = "never"\n')
+    keys = [
+        f'[[keys]]\nname = "key-{n}"\nhash = "{hash_key(f"token-{n}")}"\npolicy = "audit-only"\n'
+        for n in range(1000)  # more than a variable of the environment could carry to a worker
+    ]
+    config.write_text('[audit]\npath = "audit.jsonl"\nfsync = "never"\n' + "".join(keys))
+    own = {"Authorization": "Bearer token-999"}
     with process("--workers", "2", "--upstream", api.url, config=config) as server:
         seen = set()
         calls = 0
         deadline = time.monotonic() + 300
         while len(seen) < 2 and time.monotonic() < deadline:
             seen.add(httpx.get(f"{server.root}/healthz", timeout=30).json()["worker"])
-            answer = httpx.post(f"{server.url}/moderations", json={"input": "hi"}, timeout=30)
-            assert answer.status_code == 200
+            asked = {"json": {"input": "hi"}, "headers": own, "timeout": 30}
+            assert httpx.post(f"{server.url}/moderations", **asked).status_code == 200
             calls += 1
         assert len(seen) == 2
         metrics = httpx.get(f"{server.root}/metrics", timeout=30).text

@@ -15,10 +15,13 @@ from typing import Any
 import httpx
 import pytest
 from batching_kit import ENDLESS, Counting
+from fastapi import FastAPI
 from openai import OpenAI
 from server_kit import WORDS, ChatApi, Running, serving, until
 
 from guardrail import Pair
+from guardrail._server_config import Settings
+from guardrail.server import create_app
 from guardrail.testing import FakeModerator
 
 
@@ -169,6 +172,30 @@ def test_beyond_its_limit_there_is_a_429_and_then_it_recovers(batching: bool) ->
         assert [one.result().status_code for one in open_] == [200, 200]
         assert httpx.post(url, json={"input": "bomb"}, timeout=30).status_code == 200
         assert client.moderations.create(input="bomb").results[0].flagged
+
+
+@pytest.mark.parametrize("root", ["/guard", "/guard/"])
+def test_mounted_in_another_app_it_keeps_its_limits_and_streams(root: str) -> None:
+    api = ChatApi()
+    settings = Settings.model_validate(
+        {"limits": {"moderations": 1}, "upstreams": {"local": {"url": api.url}}}
+    )
+    app = create_app(settings, moderator=FakeModerator(WORDS))
+    outer = FastAPI()
+    outer.mount(root, app)
+    running, service = Running(outer), app.state.service
+    try:
+        url = f"{running.root}/guard/v1/moderations"
+        with service.admissions["/v1/moderations"].slot():
+            assert httpx.post(url, json={"input": "hi"}, timeout=30).status_code == 429
+        assert httpx.post(url, json={"input": "hi"}, timeout=30).status_code == 200
+        with OpenAI(base_url=f"{running.root}/guard/v1", api_key="x", max_retries=0) as client:
+            asked: Any = [{"role": "user", "content": "hello"}]
+            chunks = list(client.chat.completions.create(model="m", messages=asked, stream=True))
+        assert "".join(c.choices[0].delta.content or "" for c in chunks) == api.texts[0]
+    finally:
+        running.stop()
+        api.running.stop()
 
 
 def test_texts_are_counted_not_calls_alone() -> None:
